@@ -1,0 +1,1 @@
+"""Measurements of kernels, curvature and statistics, as pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Flax models, their parameterisations, and adapters for other frameworks."""

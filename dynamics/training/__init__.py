@@ -1,0 +1,1 @@
+"""Training: one update, one trajectory loop, gradient flow, checkpoints."""

@@ -1,0 +1,1 @@
+"""Phenomena measured in trained networks, one claim a file."""

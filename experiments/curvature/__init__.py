@@ -1,0 +1,1 @@
+"""How the curvature of the loss moves while a network trains."""

@@ -1,0 +1,1 @@
+"""When and why generalisation comes long after the training set is fitted."""

@@ -1,0 +1,1 @@
+"""How the tangent kernel of a network moves, or does not, while it trains."""
