@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
+import textwrap
+from pathlib import Path
 
 # Four simulated devices for the parity tests; must be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Compiled programs and the doctor's word are kept from one test run to the next.
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TRAINING_DYNAMICS_CACHE", str(ROOT / ".pytest_cache" / "cache"))
 
 import hypothesis
 import jax
@@ -15,7 +20,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture
-def key(request):
+def key():
     """A typed key; set TEST_SEED to try another."""
     seed = int(os.environ.get("TEST_SEED", "0"))
     print(f"TEST_SEED={seed}")
@@ -27,3 +32,104 @@ def x64():
     """Double precision for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+TOY = '''
+"""The mean of coin tosses is one half.
+
+Claim      The mean of tosses of a fair coin is 1/2.
+Control    A loaded coin is not fair.
+Reference  Bernoulli 1713.
+"""
+
+import dataclasses
+import os
+import signal
+from typing import NamedTuple
+
+import jax
+
+from experiments import checks, contract, runner
+
+PAPER_IDS = ("P0",)
+PILOT_SEEDS = (101,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    probability: float = 0.5
+    factors: tuple[float, ...] = (1.0, 2.0)
+    needs_luck: bool = False
+    num_tosses: int = 4000
+    num_seeds: int = 5
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.num_tosses < 1:
+            raise ValueError("num_tosses must be at least 1")
+
+
+class Result(NamedTuple):
+    mean: jax.Array  # (S,)
+
+
+def run(config: Config) -> Result:
+    log = os.environ.get("TOY_LOG")
+    if log:
+        with open(log, "a") as file:
+            file.write(f"{config.probability}\\n")
+    if os.environ.get("TOY_KILL") == str(config.probability):
+        os.kill(os.getpid(), signal.SIGKILL)
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    toss = lambda key: jax.random.bernoulli(key, config.probability, (config.num_tosses,))
+    return Result(jax.vmap(toss)(keys).mean(axis=1))
+
+
+def check(config, result):
+    return [
+        checks.below("luck", float(config.needs_luck), 0, why="none needed", role="precondition"),
+        checks.close("mean", result.mean.mean(), 0.5, atol=0.03, why="over 8 standard errors"),
+    ]
+
+
+def plot(config, result, figure):
+    axes = figure.subplots()
+    axes.plot(result.mean, "o")
+    axes.set(xlabel="seed", ylabel="mean")
+
+
+EXPERIMENT = contract.Experiment(
+    Config,
+    run,
+    check,
+    plot,
+    smoke=dict(num_tosses=2000),
+    paper=dict(num_tosses=8000),
+    controls={"loaded": contract.Control(dict(probability=0.7), {"mean": "above"}, "a loaded coin")},
+)
+
+if __name__ == "__main__":
+    runner.main(EXPERIMENT)
+'''
+
+
+@pytest.fixture
+def toy_path(tmp_path):
+    """A small claim in a tree of its own."""
+    path = tmp_path / "tree" / "experiments" / "toys" / "fair_coin.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(textwrap.dedent(TOY).lstrip())
+    return path
+
+
+@pytest.fixture
+def toy(toy_path, monkeypatch):
+    """The EXPERIMENT of the small claim."""
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location("toy_claim", toy_path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "toy_claim", module)
+    spec.loader.exec_module(module)
+    return module.EXPERIMENT

@@ -1,0 +1,136 @@
+"""The catalogue's command line: list, run, report, doctor."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import catalogue, console, contract
+
+_EPILOGUE = "PATTERN is a glob over tree/theme/slug, such as '*/grokking/*', or over the slug."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 (every verdict holds), 1 (some fails or is void) or 2."""
+    commands = {"list": list_claims, "run": run_claims, "report": report, "doctor": examine}
+    with console.errors_in_one_line() as status:
+        arguments = _parser().parse_args(argv)
+        return commands[arguments.command](arguments)
+    return status.code
+
+
+def list_claims(arguments: argparse.Namespace) -> int:
+    """Print the table of claims with their last verdicts; imports no claim and no JAX."""
+    from rich import box, table
+    from rich.markup import escape
+
+    listing = table.Table(box=box.SIMPLE_HEAD)
+    listing.add_column("claim", overflow="fold")
+    listing.add_column("verdict")
+    listing.add_column("title")
+    for entry in catalogue.find(arguments.patterns):
+        listing.add_row(entry.name, _last_verdict(entry, arguments.out), escape(entry.title))
+    console.Console().print(listing)
+    return 0
+
+
+def run_claims(arguments: argparse.Namespace) -> int:
+    """Run the claims that match and print a summary; then rebuild the page beside them."""
+    from experiments import engines, runner
+
+    if arguments.smoke and arguments.preset not in (None, "smoke"):
+        message = f"--smoke and --preset={arguments.preset}: give one of the two"
+        raise contract.CallError(message)
+    overrides = {"seed": arguments.seed} if arguments.seed is not None else {}
+    settings = runner.Settings(
+        preset="smoke" if arguments.smoke else arguments.preset or "default",
+        overrides=overrides,
+        out=arguments.out,
+        resume=arguments.resume,
+    )
+    tasks = [engines.Task(entry, settings) for entry in catalogue.find(arguments.patterns)]
+    outcomes = []
+    with console.bar() as progress:
+        bar = progress.add_task("claims", total=len(tasks))
+        for outcome in engines.choose(arguments.engine, arguments.jobs)(tasks):
+            progress.advance(bar)
+            outcomes.append(outcome)
+            line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
+            print(line, file=sys.stderr, flush=True)
+    console.print_outcomes(sorted(outcomes, key=lambda outcome: outcome.name))
+    if all(outcome.verdict == "refused" for outcome in outcomes):
+        raise contract.CallError(outcomes[0].remark)
+    report(argparse.Namespace(out=settings.folder()))
+    if any(outcome.verdict == "refused" for outcome in outcomes):
+        return 2
+    return 0 if all(outcome.verdict == "holds" for outcome in outcomes) else 1
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Build the page and the tables from the records."""
+    from experiments import report as reporting
+
+    out = arguments.out or Path("figures")
+    page = reporting.build(catalogue.walk(), out)
+    print(f"{page}")
+    return 0
+
+
+def examine(arguments: argparse.Namespace) -> int:
+    """Say whether this machine's JAX computes right numbers."""
+    from experiments import doctor
+
+    diagnosis = doctor.examine()
+    console.Console().print(doctor.render(diagnosis))
+    return 0 if diagnosis.healthy else 1
+
+
+def _last_verdict(entry: catalogue.Entry, out: Path | None) -> str:
+    from experiments import records
+
+    paths = records.Paths(out or Path("figures"), entry.tree, entry.theme, entry.slug)
+    if not paths.record.exists():
+        return "not run"
+    try:
+        return records.load_record(paths.record)["verdict"]
+    except contract.CallError:
+        return "unreadable"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        message = f"{message}; see python -m experiments --help"
+        raise contract.CallError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m experiments", epilog=_EPILOGUE, allow_abbrev=False)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="list|run|report|doctor"
+    )
+
+    def command(name, function, *, patterns):
+        made = commands.add_parser(
+            name, help=function.__doc__, epilog=_EPILOGUE, allow_abbrev=False
+        )
+        if patterns:
+            made.add_argument("patterns", nargs=patterns, metavar="PATTERN")
+        if name != "doctor":
+            made.add_argument("--out", type=Path, help="folder of figures and records")
+        return made
+
+    command("list", list_claims, patterns="*")
+    run = command("run", run_claims, patterns="+")
+    run.add_argument("--seed", help="base seed of every claim")
+    run.add_argument("--smoke", action="store_true", help="the run of a few seconds")
+    run.add_argument("--preset", help=" or ".join(contract.PRESETS))
+    run.add_argument("--engine", default="local", help="local")
+    run.add_argument("--jobs", type=int, default=1, help="processes of the local engine")
+    run.add_argument("--resume", action="store_true", help="skip and continue what is done")
+    command("report", report, patterns=None)
+    command("doctor", examine, patterns=None)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

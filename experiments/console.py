@@ -1,0 +1,134 @@
+"""What a person sees in the terminal: progress, tables, one line for a wrong call."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+from rich import box, progress, table
+from rich.console import Console
+from rich.markup import escape
+
+from experiments import contract
+
+_STYLES = {"holds": "green", "fails": "red", "void": "yellow"}
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[SimpleNamespace]:
+    """Print a CallError as one line on stderr; the yielded `.code` is then 2, else 0."""
+    status = SimpleNamespace(code=0)
+    try:
+        yield status
+    except contract.CallError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        status.code = 2
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        status.code = 130
+
+
+def bar() -> progress.Progress:
+    """Return a progress bar with the elapsed time, shown only in a terminal."""
+    return progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+@contextlib.contextmanager
+def claim_progress(entry, experiment: contract.Experiment, settings):
+    """Yield a function that hears the name of each part of a claim as it begins."""
+    if settings.stage in ("check", "plot"):
+        yield lambda part: None
+        return
+    with bar() as progress_bar:
+        total = 1 + len(experiment.controls)
+        task = progress_bar.add_task(f"{entry.slug}: starting", total=total)
+        begun = 0
+
+        def announce(part: str) -> None:
+            nonlocal begun
+            label = "the claim" if part == "main" else f"control '{part}'"
+            text = escape(f"{entry.slug}: {label}")
+            progress_bar.update(task, description=text, completed=begun)
+            begun += 1
+
+        yield announce
+
+
+def print_record(record: dict, folder: Path) -> None:
+    """Print a claim's checks and its verdict."""
+    console = Console()
+    checks = table.Table(box=box.SIMPLE_HEAD, title=escape(record["title"]), title_justify="left")
+    checks.add_column("")
+    for column in ("check", "role"):
+        checks.add_column(column, overflow="fold")
+    for column in ("measured", "interval", "bounds"):
+        checks.add_column(column, justify="right")
+    for check in record["checks"]:
+        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
+        interval = check["interval"] and f"{number(check['interval'][0])} … " + number(
+            check["interval"][1]
+        )
+        checks.add_row(
+            mark,
+            escape(check["name"]),
+            check["role"],
+            number(check["measured"]),
+            interval or "",
+            bounds(check),
+        )
+    console.print(checks)
+    verdict = record["verdict"]
+    stem = folder / record["tree"] / record["theme"] / record["slug"]
+    console.print(
+        f"[{_STYLES[verdict]} bold]{verdict}[/]  {record['seconds']['total']:.1f} s "
+        f"({record['seconds']['compile']:.1f} s compiling), seed {record['seed']}, "
+        f"{record['num_seeds']} seeds   {escape(str(stem))}.png",
+        soft_wrap=True,
+    )
+    for check in record["checks"]:
+        if not check["passed"] and (verdict != "void" or check["role"] == "precondition"):
+            label = "unmet precondition" if check["role"] == "precondition" else "failed"
+            console.print(f"  {label}: {escape(check['name'])}: {escape(check['why'])}")
+
+
+def print_outcomes(outcomes: list) -> None:
+    """Print the summary of a run of many claims."""
+    summary = table.Table(box=box.SIMPLE_HEAD)
+    summary.add_column("claim", overflow="fold")
+    summary.add_column("verdict")
+    summary.add_column("seconds", justify="right")
+    summary.add_column("")
+    for outcome in outcomes:
+        style = _STYLES.get(outcome.verdict, "red bold")
+        summary.add_row(
+            escape(outcome.name),
+            f"[{style}]{outcome.verdict}[/]",
+            f"{outcome.seconds:.1f}",
+            escape(outcome.remark),
+        )
+    Console().print(summary)
+
+
+def number(value: float | None) -> str:
+    """Return a measured number with four significant digits; "not finite" for None."""
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def bounds(check: dict) -> str:
+    """Return a check's bounds as an inequality or a range."""
+    lower, upper = check["lower"], check["upper"]
+    if lower is None:
+        return f"≤ {number(upper)}"
+    if upper is None:
+        return f"≥ {number(lower)}"
+    return f"{number(lower)} … {number(upper)}"

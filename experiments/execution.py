@@ -1,0 +1,213 @@
+"""Running a claim: its parts, their saved arrays, and what is needed to judge them later."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import catalogue, contract, doctor, provenance, records
+
+MAIN = "main"  # the part that is the claim itself; the others are its controls
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One run of the claim: itself, or one of its controls."""
+
+    config: Any
+    result: Any
+    prediction: Any | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All parts of a claim, and where they came from (a dict that JSON can hold)."""
+
+    parts: Mapping[str, Part]
+    provenance: Mapping[str, Any]
+
+
+def cache_directory() -> Path:
+    """Return the folder for compiled programs and the doctor's word; it may be deleted."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TRAINING_DYNAMICS_CACHE") or Path(base) / "training-dynamics")
+
+
+def prepare_jax() -> None:
+    """Let JAX keep its compiled programs between processes."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def compute(
+    experiment: contract.Experiment,
+    entry: catalogue.Entry,
+    config,
+    *,
+    preset: str,
+    paths: records.Paths,
+    resume: bool,
+    announce: Callable[[str], None],
+) -> Run:
+    """Return the claim's run, computed part by part.
+
+    Each finished part lands in `paths.parts`; with `resume`, those that the same code has
+    computed from the same configuration are taken from there. `announce` hears each part's name.
+
+    Raises:
+        contract.CallError: not enough memory, or a folder that cannot be written.
+    """
+    diagnosis = doctor.as_record(doctor.cached(cache_directory()))
+    if not resume:
+        shutil.rmtree(paths.parts, ignore_errors=True)
+    versions, source = provenance.versions(), provenance.source_digest(catalogue.ROOT)
+    stopwatch = provenance.Stopwatch()
+    parts = {}
+    with stopwatch.watch():
+        for name, part_config in configurations(experiment, config).items():
+            announce(name)
+            identity = (dataclasses.asdict(part_config), preset, versions, source)
+            fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+            path = paths.parts / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+            part = _saved_part(experiment, part_config, path, fingerprint) if resume else None
+            if part is None:
+                part = compute_part(experiment, part_config)
+                records.save_arrays(path, _flatten(part), {"fingerprint": fingerprint})
+            parts[name] = part
+    origin = {
+        "config": records.plain(dataclasses.asdict(config)),
+        "preset": preset,
+        "seconds": stopwatch.seconds(),
+        "peak_memory_mb": provenance.peak_memory_mb(),
+        **provenance.machine(),
+        "precision": experiment.precision,
+        "versions": versions,
+        "commit": provenance.commit(catalogue.ROOT),
+        "source_sha256": source,
+        "doctor": diagnosis,
+    }
+    return Run(parts, origin)
+
+
+def configurations(experiment: contract.Experiment, config) -> dict[str, Any]:
+    """Return the configuration of every part: the claim's own, then each control's."""
+    controls = {
+        name: contract.with_overrides(config, control.overrides)
+        for name, control in experiment.controls.items()
+    }
+    return {MAIN: config, **controls}
+
+
+def compute_part(experiment: contract.Experiment, config) -> Part:
+    """Run the claim once, in its precision, and bring its arrays to the host as numpy.
+
+    Raises:
+        contract.CallError: the device ran out of memory.
+    """
+    wide = experiment.precision == "float64"
+    try:
+        with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
+            prediction = None
+            if isinstance(experiment, contract.TheoryCheck):
+                prediction = _to_host(experiment.predict(config))
+            return Part(config, _to_host(experiment.run(config)), prediction)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            message = (
+                f"--num_seeds={config.num_seeds}: this machine's memory does not hold the run; "
+                "lower it, or the sizes in the configuration"
+            )
+            raise contract.CallError(message) from error
+        raise
+
+
+def save(run: Run, path: Path) -> str:
+    """Land the arrays of all parts in one file; return their digest."""
+    arrays = {
+        f"{name}/{key}": array
+        for name, part in run.parts.items()
+        for key, array in _flatten(part).items()
+    }
+    return records.save_arrays(path, arrays, run.provenance)
+
+
+def load(experiment: contract.Experiment, path: Path) -> Run:
+    """Return a saved run.
+
+    Raises:
+        contract.CallError: unreadable arrays, or arrays of another version of the claim.
+    """
+    arrays, origin = records.load_arrays(path)
+    mend = "run it again with --stage=all"
+    try:
+        config = contract.with_overrides(experiment.config(), origin["config"])
+        parts = {
+            name: _unflatten(experiment, part_config, arrays, f"{name}/")
+            for name, part_config in configurations(experiment, config).items()
+        }
+    except (KeyError, TypeError, contract.CallError) as error:
+        message = f"--stage: {path} was saved by another version of this claim ({error}); {mend}"
+        raise contract.CallError(message) from error
+    return Run(parts, origin)
+
+
+def _saved_part(experiment, config, path: Path, fingerprint: str) -> Part | None:
+    try:
+        arrays, origin = records.load_arrays(path)
+        if origin.get("fingerprint") != fingerprint:
+            return None
+        return _unflatten(experiment, config, arrays, "")
+    except (contract.CallError, KeyError):
+        return None
+
+
+def _flatten(part: Part) -> dict[str, np.ndarray]:
+    pieces = {"result": part.result, "prediction": part.prediction}
+    return {
+        f"{piece}/{field}": array
+        for piece, value in pieces.items()
+        if value is not None
+        for field, array in value._asdict().items()
+    }
+
+
+def _unflatten(experiment, config, arrays: Mapping[str, np.ndarray], prefix: str) -> Part:
+    def rebuild(kind: type, piece: str):
+        return kind(**{field: arrays[f"{prefix}{piece}/{field}"] for field in kind._fields})
+
+    prediction = None
+    if isinstance(experiment, contract.TheoryCheck):
+        prediction = rebuild(returned_type(experiment.predict), "prediction")
+    return Part(config, rebuild(returned_type(experiment.run), "result"), prediction)
+
+
+def returned_type(function: Callable) -> type:
+    """Return the NamedTuple that `function` declares as what it returns.
+
+    Raises:
+        TypeError: it declares none.
+    """
+    kind = typing.get_type_hints(function).get("return")
+    if not hasattr(kind, "_fields"):
+        message = f"{function.__name__} must declare `-> ` the NamedTuple of arrays it returns"
+        raise TypeError(message)
+    return kind
+
+
+def _to_host(value):
+    if not hasattr(value, "_asdict"):
+        message = f"a claim returns a NamedTuple of arrays, not {type(value).__name__}"
+        raise TypeError(message)
+    arrays = {field: np.asarray(array) for field, array in value._asdict().items()}
+    if bad := [field for field, array in arrays.items() if array.dtype.kind not in "biufc"]:
+        message = f"{type(value).__name__}.{', '.join(bad)}: every field is one array of numbers"
+        raise TypeError(message)
+    return type(value)(**arrays)

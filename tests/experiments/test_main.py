@@ -1,0 +1,106 @@
+"""The catalogue's command line."""
+
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import catalogue, engines, records, runner
+
+
+@pytest.fixture
+def call(toy, toy_path, tmp_path, monkeypatch, capsys):
+    """Run `python -m experiments ...` over a tree that holds the small claim alone."""
+    entry = catalogue.read(toy_path)
+    root = toy_path.parents[2]
+    walk, find = catalogue.walk, catalogue.find
+    monkeypatch.setattr(catalogue, "walk", lambda: walk(root))
+    monkeypatch.setattr(catalogue, "find", lambda patterns: find(patterns, root))
+    monkeypatch.setattr(catalogue, "load", lambda entry: toy)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        status = command_line.main(words)
+        return status, *capsys.readouterr()
+
+    run.entry = entry
+    return run
+
+
+def test_run_list_and_report(call, tmp_path):
+    assert "not run" in call("list")[1]
+    status, out, _ = call("run", "*", "--seed=2")
+    assert status == 0
+    assert "experiments/toys/fair_coin" in out.replace("\n", "")
+    record = records.load_record(tmp_path / "figures/experiments/toys/fair_coin.json")
+    assert record["seed"] == 2
+    assert (tmp_path / "figures/index.html").exists()
+    assert "holds" in call("list", "*/toys/*")[1]
+    (tmp_path / "figures/index.html").unlink()
+    assert call("report")[0] == 0
+    assert (tmp_path / "figures/index.html").exists()
+
+
+def test_presets_do_not_replace_the_full_record(call, tmp_path):
+    assert call("run", "*", "--smoke")[0] == 0
+    assert not (tmp_path / "figures").exists()
+    record = tmp_path / "results/smoke/experiments/toys/fair_coin.json"
+    assert records.load_record(record)["preset"] == "smoke"
+
+
+def test_a_corrupt_record_is_shown_not_fatal(call, tmp_path):
+    call("run", "*")
+    (tmp_path / "figures/experiments/toys/fair_coin.json").write_text("{")
+    assert "unreadable" in call("list")[1]
+    assert call("report")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["run", "nothing*"], "nothing*"),
+        (["list", "nothing"], "nothing"),
+        (["run"], "PATTERN"),
+        (["run", "*", "--seed=x"], "--seed=x"),
+        (["run", "*", "--preset=big"], "--preset=big"),
+        (["run", "*", "--smoke", "--preset=paper"], "--preset=paper"),
+        (["run", "*", "--jobs=0"], "--jobs=0"),
+        (["run", "*", "--jobs=many"], "--jobs"),
+        (["run", "*", "--engine=ray"], "--engine=ray"),
+        (["run", "*", "--engine=warp"], "--engine=warp"),
+        (["run", "*", "--see=2"], "--see=2"),
+        (["fly"], "fly"),
+        ([], "list|run|report|doctor"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_status_two(call, words, named):
+    status, _, err = call(*words)
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert last.startswith("error: ")
+    assert named in last
+
+
+def test_exit_status_is_one_where_a_claim_fails(call, toy, monkeypatch):
+    monkeypatch.setattr(catalogue, "load", lambda entry: type(toy)(
+        toy.config, toy.run, toy.check, toy.plot, smoke=dict(probability=0.9)
+    ))  # fmt: skip
+    assert call("run", "*", "--smoke")[0] == 1
+
+
+def test_a_crash_is_told_and_does_not_end_the_others(call, monkeypatch):
+    def crash(entry):
+        message = "boom"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(catalogue, "load", crash)
+    status, out, _ = call("run", "*")
+    assert status == 1
+    assert "crashed" in out
+
+
+def test_a_pool_of_processes_runs_real_claims(tmp_path):
+    """A pool refuses as this process does: outcomes come back from the workers."""
+    entry = catalogue.walk()[0]
+    (tmp_path / "file").write_text("")
+    task = engines.Task(entry, runner.Settings(preset="smoke", out=tmp_path / "file"))
+    outcomes = list(engines.choose("local", 2)([task, task]))
+    assert [outcome.verdict for outcome in outcomes] == ["refused", "refused"]

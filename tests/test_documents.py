@@ -1,0 +1,71 @@
+"""What README.md and CONTRIBUTING.md show is run."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import catalogue, checks, execution, judgement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+
+
+def test_the_ten_lines_of_the_readme(capsys):
+    (code,) = blocks("README.md")
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
+    space = {}
+    exec(code, space)
+    kernel = space["ntk"]
+    assert kernel.shape == (100, 100)
+    assert abs(kernel - kernel.T).max() <= 1e-5 * abs(kernel).max()
+    top = space["top"]
+    assert all(top.values[:-1] >= top.values[1:])
+    assert max(top.residuals) < 0.01 * top.values[0]
+    assert capsys.readouterr().out
+
+
+def test_the_example_of_the_guide_is_a_claim_that_holds(tmp_path, monkeypatch):
+    (code,) = blocks("CONTRIBUTING.md")
+    path = tmp_path / "theory_checks" / "noise" / "stationary_variance.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert catalogue.read(path).name == "theory_checks/noise/stationary_variance"
+    spec = importlib.util.spec_from_file_location("stationary_variance", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "stationary_variance", module)
+    spec.loader.exec_module(module)
+    experiment = module.EXPERIMENT
+    parts = {
+        name: execution.compute_part(experiment, config)
+        for name, config in execution.configurations(
+            experiment, experiment.configure("smoke")
+        ).items()
+    }
+    run = execution.Run(parts, {"doctor": {"failed": [], "mend": None}})
+    found = judgement.judge(experiment, run)
+    assert checks.verdict(found) == "holds", found
+
+
+def test_commands_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    modules = set(re.findall(r"python -m (experiments\.\S+|theory_checks\.\S+)", text))
+    assert modules <= {entry.module for entry in catalogue.walk()}
+    targets = set(re.findall(r"`?make ([a-z]+)", text))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(f"\n{target}:" in makefile for target in targets if target not in ("and",))
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "figures" in listed.stdout
+
+
+def test_verdict_table_of_the_readme_is_of_the_committed_records():
+    from experiments import report
+
+    text = (ROOT / "README.md").read_text()
+    table = report.verdict_table(catalogue.walk(), ROOT / "figures")
+    assert report.update_readme(text, table) == text, "run `python -m experiments report`"
