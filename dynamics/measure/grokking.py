@@ -1,0 +1,82 @@
+"""Grokking: when a curve crosses a threshold, and how long after the training the test does."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from dynamics.aliases import Array
+
+DIRECTIONS = ("above", "below")
+
+
+def first_crossing(steps: Any, values: Any, threshold: Any, *, direction: str = "above") -> Array:
+    """Return the first step, interpolated, at which `values` reach `threshold`: shape (...).
+
+    Between the last measurement before the crossing and the first one at or beyond the threshold
+    the curve is taken to be straight. A curve that begins beyond the threshold crosses at the
+    first of the `steps`; one that never gets there has crossed at infinity (it is censored: later
+    than all that was seen). A NaN has not crossed, and where the measurement before a crossing is
+    not finite there is no interpolation. Later returns across the threshold do not matter.
+
+    Args:
+        steps: (T,) increasing; the unit is the caller's (steps, epochs, time).
+        values: (T,) or (..., T), one curve along the last axis.
+        threshold: A number, or (...) one for each curve.
+        direction: "above": reached from below, values >= threshold; "below": the opposite.
+
+    Raises:
+        ValueError: unknown `direction`, or the shapes do not fit.
+
+    Example:
+        >>> print(first_crossing([0, 10, 20], [0.0, 0.5, 1.0], 0.75))
+        15.0
+    """
+    if direction not in DIRECTIONS:
+        message = f"direction={direction!r}: choose one of {', '.join(DIRECTIONS)}"
+        raise ValueError(message)
+    steps, values, threshold = (jnp.asarray(x, float) for x in (steps, values, threshold))
+    if steps.ndim != 1 or steps.size == 0 or values.shape[-1:] != steps.shape:
+        message = (
+            f"steps of shape {steps.shape} and values of shape {values.shape}: "
+            "give steps (T,) and values (..., T), with T at least 1"
+        )
+        raise ValueError(message)
+    sign = 1.0 if direction == "above" else -1.0
+    height = sign * (values - threshold[..., None])  # (..., T), crossed where >= 0
+    crossed = height >= 0
+    after = jnp.argmax(crossed, axis=-1)  # (...), the first True
+    before = jnp.maximum(after - 1, 0)
+    height_after, height_before = (
+        jnp.take_along_axis(height, index[..., None], axis=-1)[..., 0] for index in (after, before)
+    )
+    # The way back from the measurement after the crossing, as a fraction of the gap.
+    rise = height_after - height_before
+    usable = jnp.isfinite(rise) & (rise > 0)
+    fraction = jnp.where(usable, height_after / jnp.where(usable, rise, 1.0), 0.0)
+    crossing = steps[after] - fraction * (steps[after] - steps[before])
+    return jnp.where(crossed.any(axis=-1), crossing, jnp.inf)
+
+
+def grokking_delay(steps: Any, train_accuracy: Any, test_accuracy: Any, threshold: Any) -> Array:
+    """Return how many steps after the training accuracy the test accuracy reaches `threshold`.
+
+    Infinite where one of the two never does within the `steps`; negative where the test accuracy
+    is first. The delay of Power et al. 2022, "Grokking" (arXiv 2201.02177), section 3.
+
+    Args:
+        steps: (T,) increasing.
+        train_accuracy: (T,) or (..., T).
+        test_accuracy: The same shape.
+        threshold: The accuracy that counts as solved, for both.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> print(grokking_delay([0, 10, 20], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0], 0.9))
+        10.0
+    """
+    train = first_crossing(steps, train_accuracy, threshold)
+    test = first_crossing(steps, test_accuracy, threshold)
+    seen = jnp.isfinite(train) & jnp.isfinite(test)
+    return jnp.where(seen, test - jnp.where(seen, train, 0.0), jnp.inf)

@@ -1,0 +1,189 @@
+"""The one owner of devices: members of an ensemble spread over all of them."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jax_core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+ENGINES = ("jit", "pmap")
+BATCHINGS = ("auto", "vmap", "map")
+AXIS = "member"
+# Floating-point operations of the largest product of one member from which, on CPU, members run
+# one after the other. Measured on 2 cores (benchmarks/results/ensemble.json): below 1.6e7 vmap is
+# 1.3 to 1.7 times as fast; from 1.6e7 to 4e7 each wins somewhere, by a quarter at most; from 6e7 on
+# map is 1.2 to 2.5 times as fast.
+LARGE_PRODUCT = 3e7
+
+
+def ensemble(
+    fn: Callable[[Any], Any],
+    keys: Any,
+    *,
+    engine: str = "jit",
+    batching: str = "auto",
+    devices: Sequence[jax.Device] | None = None,
+) -> Any:
+    """Return `fn` of every member, each output leaf stacked on a leading axis (S,).
+
+    The members are spread over the devices (where their number does not divide, the last member
+    fills the gap and its copies are cut off again), and the members of one device run side by
+    side (`vmap`) or one after the other (`map`). There is one compilation, remembered for the
+    same `fn`, and the results are gathered on the first device, so that they mix with other arrays.
+    Inside `jax.jit` the members stay on the device of the surrounding program.
+
+    Args:
+        fn: `fn(member) -> pytree of arrays`, for one member; no collectives.
+        keys: A pytree whose leaves share the leading member axis (S,): keys, or (keys, settings).
+        engine: "jit" (jit over shard_map, the default) or "pmap".
+        batching: "vmap", "map", or "auto": what is faster for this `fn` on these devices, see
+            `choose_batching`.
+        devices: Where to run; all devices of this process by default.
+
+    Raises:
+        TypeError: `fn` cannot be called.
+        ValueError: `keys` is empty or its leading axes differ; unknown `engine` or `batching`;
+            no `devices`.
+
+    Example:
+        >>> print(ensemble(lambda member: member**2, jnp.arange(3)))
+        [0 1 4]
+    """
+    if not callable(fn):
+        message = f"fn={fn!r}: give a function of one member"
+        raise TypeError(message)
+    for name, value, known in (("engine", engine, ENGINES), ("batching", batching, BATCHINGS)):
+        if value not in known:
+            message = f"{name}={value!r}: choose one of {', '.join(known)}"
+            raise ValueError(message)
+    num_members = _num_members(keys)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(keys))
+    if traced or isinstance(jnp.add(0, 0), jax.core.Tracer):
+        return _batched(fn, batching, jax.default_backend())(keys)
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        message = "devices is empty: give at least one device, or None for all"
+        raise ValueError(message)
+    chosen = chosen[: min(len(chosen), num_members)]
+    try:
+        program = _program(fn, engine, batching, chosen, num_members)
+    except TypeError:  # a callable without a hash
+        program = _program.__wrapped__(fn, engine, batching, chosen, num_members)
+    return jax.device_put(program(keys), chosen[0])
+
+
+def choose_batching(fn: Callable[[Any], Any], member: Any, platform: str) -> str:
+    """Return "map" where running members one after the other is faster, else "vmap".
+
+    An accelerator wins by `vmap`. A CPU does too for small networks, where the fixed cost of
+    each operation is what counts; but products that fill the cores alone only lose by becoming
+    batched ones. The border is set by the largest matrix product or convolution of one
+    member, wherever in its program it stands, and was measured by benchmarks/ensemble.py.
+
+    Args:
+        fn: The function of one member.
+        member: Its argument, arrays or shapes and types.
+        platform: "cpu", "gpu" or "tpu".
+    """
+    if platform != "cpu":
+        return "vmap"
+    jaxpr = jax.make_jaxpr(fn)(member)
+    return "map" if largest_product(jaxpr.jaxpr) >= LARGE_PRODUCT else "vmap"
+
+
+def largest_product(jaxpr: Any) -> float:
+    """Return the operations (2 per multiply-add) of the largest product in a jaxpr, at any depth.
+
+    Example:
+        >>> square = jnp.ones((4, 4))
+        >>> largest_product(jax.make_jaxpr(lambda x: jnp.tanh(x @ x))(square).jaxpr)
+        128.0
+    """
+    largest = 0.0
+    for equation in jaxpr.eqns:
+        largest = max(largest, _operations(equation))
+        for inner in jax_core.jaxprs_in_params(equation.params):
+            largest = max(largest, largest_product(inner))
+    return largest
+
+
+def _operations(equation: Any) -> float:
+    name = equation.primitive.name
+    if name not in ("dot_general", "conv_general_dilated"):
+        return 0.0
+    outputs = float(math.prod(equation.outvars[0].aval.shape))
+    left, right = (variable.aval.shape for variable in equation.invars[:2])
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2.0 * outputs * float(math.prod(left[axis] for axis in contracted))
+    output_features = right[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * outputs * float(math.prod(right) / max(output_features, 1))
+
+
+def _num_members(keys: Any) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(keys)]
+    if not shapes:
+        message = "keys has no leaves: give a pytree of arrays with a leading member axis"
+        raise ValueError(message)
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        message = f"keys: leaves of shapes {shapes}; give every leaf the same leading member axis"
+        raise ValueError(message)
+    (length,) = lengths
+    if not length:
+        message = f"keys: leaves of shapes {shapes} hold no member; give at least one"
+        raise ValueError(message)
+    return int(length)
+
+
+def _batched(fn: Callable[[Any], Any], batching: str, platform: str) -> Callable[[Any], Any]:
+    """Return the function of several members of one device."""
+
+    def run(members: Any) -> Any:
+        how = batching
+        if how == "auto":
+            member = jax.eval_shape(lambda m: jax.tree.map(lambda leaf: leaf[0], m), members)
+            how = choose_batching(fn, member, platform)
+        return jax.vmap(fn)(members) if how == "vmap" else jax.lax.map(fn, members)
+
+    return run
+
+
+# Few are kept: each holds what its function closes over, data sets included.
+@functools.lru_cache(maxsize=16)
+def _program(
+    fn: Callable[[Any], Any],
+    engine: str,
+    batching: str,
+    devices: tuple[jax.Device, ...],
+    num_members: int,
+) -> Callable[[Any], Any]:
+    """Return the compiled function of all members, laid out over the devices."""
+    batched = _batched(fn, batching, devices[0].platform)
+    per_device = math.ceil(num_members / len(devices))
+    rows = np.minimum(np.arange(per_device * len(devices)), num_members - 1)
+    mesh = Mesh(np.array(devices), (AXIS,))
+    by_member = PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
+    sharding = NamedSharding(mesh, by_member)
+
+    def fill(keys: Any) -> Any:
+        padded = keys if len(rows) == num_members else jax.tree.map(lambda leaf: leaf[rows], keys)
+        return jax.device_put(padded, sharding)
+
+    if engine == "pmap":
+        pmapped = jax.pmap(batched, axis_name=AXIS, devices=devices)
+        split = lambda leaf: leaf.reshape(len(devices), per_device, *leaf.shape[1:])
+        join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_members]
+        return lambda keys: jax.tree.map(join, pmapped(jax.tree.map(split, fill(keys))))
+    # check_vma: a scan inside fn may start from a constant and go on with what differs by member.
+    sharded = jax.shard_map(
+        batched, mesh=mesh, in_specs=by_member, out_specs=by_member, check_vma=False
+    )
+    cut = lambda members: jax.tree.map(lambda leaf: leaf[:num_members], sharded(members))
+    compiled = jax.jit(batched if len(devices) == 1 else cut)
+    return lambda keys: compiled(fill(keys))

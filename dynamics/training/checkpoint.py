@@ -1,0 +1,245 @@
+"""Trajectories that survive being killed: recorded in chunks, each saved by orbax when it ends.
+
+A directory holds `run.json` (what the run is), `measurements_<chunk>` for every chunk and
+`state_<chunk>` for the last two. Orbax writes beside and renames; a digest over all its files,
+written after that, tells a torn one from a whole one before orbax reads it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+
+from dynamics.training import trajectory
+
+KEPT_STATES = 2  # the newest, and the one before in case the newest is torn
+
+
+def record_in_chunks(
+    step: trajectory.Step,
+    state: Any,
+    measure: Callable[..., Any],
+    *,
+    times: Any,
+    directory: str | os.PathLike[str],
+    chunk_size: int,
+    memory: Any = None,
+    fingerprint: str = "",
+) -> tuple[Any, ...]:
+    """Return what `trajectory.record_with_state` returns, saving every `chunk_size` times.
+
+    Called again with the same arguments after being killed at any moment, it goes on from the last
+    chunk that is whole and ends in the same bits as an uninterrupted run on the same machine. A
+    finished run is read back without any training. It compiles once, and once more if the last
+    chunk is shorter. For one process; arrays come back on the default device.
+
+    Args:
+        step: As in `trajectory.record`.
+        state: As in `trajectory.record`; typed keys are saved as their numbers.
+        measure: As in `trajectory.record`.
+        times: (T,) strictly increasing non-negative integers.
+        directory: Where the chunks go: empty, absent, or that of this very run.
+        chunk_size: Times in a chunk; what a crash can cost, against 30 ms and one copy of the
+            state on disk.
+        memory: As in `trajectory.record`.
+        fingerprint: Whatever else makes the run what it is (loss, optimiser, data), as
+            text. Times, chunk size, the given state and memory, and all shapes are compared anyway.
+
+    Raises:
+        ValueError: `directory` belongs to another run, holds other files, or is in use by another
+            process; `chunk_size` is not positive; `times` is wrong.
+    """
+    if chunk_size < 1:
+        message = f"chunk_size={chunk_size}: give a positive number of times"
+        raise ValueError(message)
+    times = np.asarray(trajectory.checked_times(times))
+    carry = jax.tree.map(_settled, (state, memory))
+    measured = jax.eval_shape(measure, *(carry if memory is not None else carry[:1]))
+    one_measurement = measured if memory is None else measured[0]
+    chunks = [times[begin : begin + chunk_size] for begin in range(0, len(times), chunk_size)]
+    folder = Path(directory).absolute()
+    identity = {
+        "times": _digest([times]),
+        "chunk_size": chunk_size,
+        "state and memory": _digest([np.asarray(str(jax.tree.structure(carry))), *_arrays(carry)]),
+        "measurements": str(
+            jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", one_measurement)
+        ),
+        "fingerprint": fingerprint,
+    }
+    with _claimed(folder, identity):
+        done, carry, saved = _resumed(folder, carry, one_measurement, chunks)
+        for index in range(done, len(chunks)):
+            offset = chunks[index - 1][-1] if index else 0
+            measurements, *after = trajectory.record_with_state(
+                step, carry[0], measure, times=chunks[index] - offset, memory=carry[1]
+            )
+            carry = (after[0], None if memory is None else after[1])
+            saved.append(jax.tree.map(_settled, measurements))
+            _save(folder / f"measurements_{index:06}", saved[-1])
+            _save(folder / f"state_{index:06}", carry)
+            _remove(folder / f"state_{index - KEPT_STATES:06}")
+    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *saved)
+    return (stacked, carry[0]) if memory is None else (stacked, *carry)
+
+
+def _resumed(
+    folder: Path, start: Any, one_measurement: Any, chunks: list[Any]
+) -> tuple[int, Any, list[Any]]:
+    """Return the number of whole chunks, the state after them, and their measurements."""
+    saved = []
+    for index, chunk in enumerate(chunks):
+        part = _load(folder / f"measurements_{index:06}", _stacked(one_measurement, len(chunk)))
+        if part is None:
+            break
+        saved.append(part[0])
+    done, carry = len(saved), None
+    while done and (carry := _load(folder / f"state_{done - 1:06}", start)) is None:
+        done -= 1
+    for path in list(folder.iterdir()):  # torn, unfinished or beyond what is whole
+        number = path.name.rpartition("_")[2]
+        if path.is_dir() and not (number.isdigit() and int(number) < done):
+            _remove(path)
+    return done, start if carry is None else carry[0], saved[:done]
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder for this process, after seeing that it is empty or that of this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"directory={folder}: another process is recording into it; give another one"
+            raise ValueError(message) from None
+        _check_identity(folder, identity)
+        yield
+    finally:
+        os.close(handle)  # and with it the lock, as also when the process dies
+
+
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    note = folder / "run.json"
+    mend = "give an empty directory"
+    if not note.exists():
+        if strangers := [path.name for path in folder.iterdir() if path.name != "run.new"]:
+            message = f"directory={folder}: holds other files ({strangers[0]}, ...); {mend}"
+            raise ValueError(message)
+        _replace(note, json.dumps(identity, indent=1))
+        return
+    try:
+        found = json.loads(note.read_text())
+        differing = [name for name in identity if found.get(name) != identity[name]]
+    except (ValueError, AttributeError):
+        message = f"directory={folder}: its run.json cannot be read; {mend}"
+        raise ValueError(message) from None
+    if differing:
+        message = (
+            f"directory={folder}: holds another run (different {', '.join(differing)}); "
+            f"{mend}, or the arguments of that run"
+        )
+        raise ValueError(message)
+
+
+def _save(path: Path, tree: Any) -> None:
+    """Write a pytree; it counts as saved only when its digest stands beside it."""
+    item = {f"{index:06}": array for index, array in enumerate(_arrays(tree)) if array.size}
+    item["format"] = np.ones((), np.int32)  # orbax refuses a tree without arrays
+    _remove(path)
+    with orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()) as writer:
+        writer.save(path, item)
+    _replace(_note(path), _file_digest(path))
+
+
+def _load(path: Path, like: Any) -> tuple[Any] | None:
+    """Return the pytree saved at `path`, in a tuple of one, or None where it is absent or torn."""
+    if not _note(path).is_file() or _note(path).read_text() != _file_digest(path):
+        return None
+    with orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()) as reader:
+        item = reader.restore(path)
+    leaves, structure = jax.tree.flatten(like)
+    revived = []
+    for index, leaf in enumerate(leaves):
+        empty = np.zeros(_plain_shape(leaf).shape, _plain_shape(leaf).dtype)
+        revived.append(_revived(item[f"{index:06}"] if empty.size else empty, leaf))
+    return (jax.tree.unflatten(structure, revived),)
+
+
+def _stacked(one: Any, length: int) -> Any:
+    """Return the shapes of `length` measurements like `one` on a leading axis."""
+    repeat = lambda leaf: jnp.broadcast_to(leaf, (length, *leaf.shape))
+    return jax.eval_shape(lambda tree: jax.tree.map(repeat, tree), one)
+
+
+def _arrays(tree: Any) -> list[Any]:
+    """Return the leaves as NumPy arrays, typed keys as their numbers."""
+    return [
+        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+def _revived(array: Any, like: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(
+            jnp.asarray(array), impl=jax.random.key_impl(jnp.empty((), like.dtype))
+        )
+    return jnp.asarray(array)
+
+
+def _settled(leaf: Any) -> Any:
+    """Return a leaf as an array whose type is not weak, as it will be when read back."""
+    return leaf if _is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+def _plain_shape(leaf: Any) -> Any:
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _digest(arrays: list[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file so that it is either absent, old or whole."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _remove(path: Path) -> None:
+    _note(path).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
