@@ -68,11 +68,17 @@ def run_claims(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Build the page and the tables from the records."""
+    from experiments import records
     from experiments import report as reporting
 
     out = arguments.out or Path("figures")
-    page = reporting.build(catalogue.walk(), out)
-    print(f"{page}")
+    entries = catalogue.walk()
+    print(reporting.build(entries, out))
+    readme = catalogue.ROOT / "README.md"
+    if out.resolve() == catalogue.ROOT / "figures" and readme.exists():
+        table = reporting.verdict_table(entries, out)
+        text = reporting.update_readme(readme.read_text(encoding="utf-8"), table)
+        records.write_atomically(readme, text.encode())
     return 0
 
 

@@ -76,7 +76,8 @@ def render_pdf(draw: Callable[[Figure], None], *, size: tuple[float, float] = SI
 def band(axes, x, values, *, label=None, color=None, spread: str = "interval", **style):
     """Draw the mean over seeds of `values` (S, T) with its 95 % interval shaded; return the line.
 
-    With spread="range" the shade runs from the smallest seed to the largest instead.
+    With spread="range" the shade runs from the smallest seed to the largest instead; with
+    spread="log" mean and interval are those of the logarithm (the geometric mean).
     """
     mean, lower, upper = _summary(values, spread)
     (line,) = axes.plot(x, mean, label=label, color=color, **style)
@@ -84,9 +85,9 @@ def band(axes, x, values, *, label=None, color=None, spread: str = "interval", *
     return line
 
 
-def points(axes, x, values, *, label=None, color=None, marker="o", **style):
-    """Draw the mean over seeds of `values` (S, X) as points with their 95 % intervals."""
-    mean, lower, upper = _summary(values, "interval")
+def points(axes, x, values, *, label=None, color=None, marker="o", spread="interval", **style):
+    """Draw the mean over seeds of `values` (S, X) as points with intervals, as `band` does."""
+    mean, lower, upper = _summary(values, spread)
     return axes.errorbar(
         x,
         mean,
@@ -113,6 +114,11 @@ def bounds(axes, lower: float, upper: float, *, label=None, **style):
     )
 
 
+def threshold(axes, y: float, *, label=None, color="black", linestyle=":", **style):
+    """Draw a horizontal line at a value that a check or a definition names; return it."""
+    return axes.axhline(y, label=label, color=color, linestyle=linestyle, linewidth=1, **style)
+
+
 def label_panels(axes) -> None:
     """Write (a), (b), ... at the top left of each panel."""
     for letter, panel in zip("abcdefgh", np.ravel(axes), strict=False):
@@ -124,6 +130,9 @@ def _summary(values, spread: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if values.ndim != 2:
         message = f"values has shape {values.shape}; give (seeds, points)"
         raise ValueError(message)
+    if spread == "log":
+        mean, lower, upper = _summary(np.log(values), "interval")
+        return np.exp(mean), np.exp(lower), np.exp(upper)
     if spread == "range":
         return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
     if len(values) == 1:

@@ -16,6 +16,10 @@ from typing import Any
 import jax
 import jax.monitoring
 
+_COMPILATION = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
 _PACKAGES = (
     "jax jaxlib flax optax numpy scipy matplotlib diffrax equinox matfree orbax-checkpoint "
     "neural-tangents scikit-learn"
@@ -72,30 +76,42 @@ class Stopwatch:
     """Seconds since it was made, split into compilation and the rest; peak memory."""
 
     def __init__(self):
-        self._compile = 0.0
+        self._spans: list[tuple[float, float]] = []
         self._start = time.perf_counter()
         _reset_peak_memory()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Count JAX's tracing and compilation as such for as long as the context lasts."""
+        """Count JAX's lowering and compilation as such for as long as the context lasts.
 
-        def listen(event: str, duration: float, **_):
-            if event.startswith("/jax/core/compile/"):
-                self._compile += duration
+        Tracing is left out: what it waits for, earlier programs still running, would count too.
+        """
 
-        jax.monitoring.register_event_duration_secs_listener(listen)
+        def listen(event: str, start: float, end: float, **_):
+            if event in _COMPILATION:
+                self._spans.append((start, end))
+
+        jax.monitoring.register_event_time_span_listener(listen)
         try:
             yield
         finally:
-            jax.monitoring.unregister_event_duration_listener(listen)
+            jax.monitoring.unregister_event_time_span_listener(listen)
 
     def seconds(self) -> dict[str, float]:
         """Return {"compile", "run", "total"} so far."""
         total = time.perf_counter() - self._start
-        compiling = min(self._compile, total)
+        compiling = min(covered(self._spans), total)
         parts = {"compile": compiling, "run": total - compiling, "total": total}
         return {name: round(value, 3) for name, value in parts.items()}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Return the length of the union of time spans, which may lie within each other."""
+    length, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length
 
 
 def peak_memory_mb() -> float:

@@ -105,7 +105,7 @@ EXPERIMENT = contract.Experiment(
     plot,
     smoke=dict(num_tosses=2000),
     paper=dict(num_tosses=8000),
-    controls={"loaded": contract.Control(dict(probability=0.7), {"mean": "above"}, "a loaded coin")},
+    controls={"loaded": contract.Control(dict(probability=0.7), {"mean": "above"}, "loaded")},
 )
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def draw(figure):
     plotting.points(right, np.arange(20), VALUES, label="runs")
     plotting.theory(right, np.arange(20), np.zeros(20))
     plotting.bounds(right, -1, 1)
+    plotting.threshold(right, 0.5, label="edge")
     plotting.label_panels([left, right])
     left.set(xlabel="step", ylabel="loss")
     left.legend()
@@ -40,7 +41,10 @@ def test_a_heavy_figure_is_made_lighter_and_a_hopeless_one_refused():
         for colour in plotting.COLOURS:
             axes.plot(noise.normal(size=3000), color=colour, alpha=0.5)
 
-    assert len(plotting.render_png(heavy)) <= plotting.MAX_BYTES
+    light = plotting.render_png(heavy)
+    assert len(light) <= plotting.MAX_BYTES
+    pixels = matplotlib.image.imread(io.BytesIO(light))
+    assert pixels[0, 0, :3].min() == 1  # the ground stays white
 
     def hopeless(figure):
         figure.subplots().imshow(noise.uniform(size=(900, 900)), interpolation="nearest")

@@ -159,8 +159,7 @@ def test_memory_that_does_not_suffice_is_one_line(call, toy, monkeypatch):
 
 
 def command(toy_path, out):
-    code = "import sys; sys.argv[0] = 'fair_coin'; import runpy; runpy.run_path(%r, run_name='__main__')"
-    return [sys.executable, "-c", code % str(toy_path), f"--out={out}"]
+    return [sys.executable, str(toy_path), f"--out={out}"]
 
 
 def test_a_killed_run_resumes_to_the_same_bits(toy_path, tmp_path):

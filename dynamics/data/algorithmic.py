@@ -1,0 +1,96 @@
+"""Algorithmic tasks: the table of a finite group, split into training and test pairs."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynamics.aliases import Array, Key
+
+
+class Table(NamedTuple):
+    """Pairs of group elements and their products."""
+
+    train_pairs: Array  # (N, 2) int32
+    train_products: Array  # (N,) int32
+    test_pairs: Array  # (M, 2) int32
+    test_products: Array  # (M,) int32
+
+
+def cyclic_group(order: int) -> np.ndarray:
+    """Return the Cayley table of addition modulo `order`, (order, order) int32.
+
+    Example:
+        >>> cyclic_group(3).tolist()
+        [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+    """
+    _at_least(order, 1, "order")
+    elements = np.arange(order, dtype=np.int32)
+    return (elements[:, None] + elements) % order
+
+
+def dihedral_group(num_corners: int) -> np.ndarray:
+    """Return the Cayley table of the symmetries of a polygon, (2n, 2n) int32.
+
+    Element k < n is the rotation by k corners, n + k that rotation after a reflection.
+    """
+    _at_least(num_corners, 1, "num_corners")
+    elements = np.arange(2 * num_corners)
+    turn, flip = elements % num_corners, elements // num_corners
+    sign = np.where(flip, -1, 1)
+    product_turn = (turn[:, None] + sign[:, None] * turn) % num_corners
+    return (product_turn + num_corners * (flip[:, None] ^ flip)).astype(np.int32)
+
+
+def symmetric_group(degree: int) -> np.ndarray:
+    """Return the Cayley table of all permutations of `degree` things, in lexicographic order.
+
+    Element a times b is the permutation that does b first.
+    """
+    _at_least(degree, 1, "degree")
+    permutations = list(itertools.permutations(range(degree)))
+    place = {permutation: i for i, permutation in enumerate(permutations)}
+    return np.array(
+        [[place[tuple(a[i] for i in b)] for b in permutations] for a in permutations], np.int32
+    )
+
+
+def product_group(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the Cayley table of the direct product; element (a, b) is a * len(right) + b."""
+    size = len(right)
+    table = left[:, None, :, None] * size + right[None, :, None, :]
+    return table.reshape(len(left) * size, -1).astype(np.int32)
+
+
+def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Table:
+    """Return all pairs of a group, round(train_fraction G^2) of them at random for training.
+
+    Args:
+        key: of the split.
+        cayley_table: (G, G) of integers from 0 to G - 1.
+        train_fraction: share of the table that trains.
+
+    Raises:
+        ValueError: `cayley_table` is not square or the split leaves one side empty.
+    """
+    cayley_table = jnp.asarray(cayley_table)
+    order = len(cayley_table)
+    if cayley_table.shape != (order, order):
+        message = f"cayley_table has shape {cayley_table.shape}; give (G, G)"
+        raise ValueError(message)
+    num_train = round(train_fraction * order**2)
+    if not 0 < num_train < order**2:
+        message = f"train_fraction={train_fraction}: {num_train} of {order**2} pairs would train"
+        raise ValueError(message)
+    shuffled = jax.random.permutation(key, order**2)
+    pairs = jnp.stack(jnp.divmod(shuffled, order), axis=1)
+    products = cayley_table.reshape(-1)[shuffled]
+    return Table(pairs[:num_train], products[:num_train], pairs[num_train:], products[num_train:])
+
+
+def _at_least(value: int, least: int, name: str) -> None:
+    if value < least:
+        message = f"{name}={value}: give at least {least}"
+        raise ValueError(message)
