@@ -74,9 +74,9 @@ class TestEveryClaim:
     def test_has_pilot_seeds_that_are_not_reported(self, entry):
         assert not set(entry.pilot_seeds) & set(range(1, 101)), "1 to 100 are for reporting"
 
-    def test_has_papers_and_a_short_file(self, entry):
+    def test_has_papers_and_a_file_of_bearable_length(self, entry):
         assert entry.paper_ids
-        assert len(entry.path.read_text().splitlines()) <= 200
+        assert len(entry.path.read_text().splitlines()) <= 300  # aim at 150
 
     def test_theme_says_what_it_is(self, entry):
         init = (entry.path.parent / "__init__.py").read_text()
