@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -32,6 +34,29 @@ def x64():
     """Double precision for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def smoke_runs(request, tmp_path_factory):
+    """The folder with the smoke runs of the claims that this session's tests ask for.
+
+    A test asks by a parameter `entry` of the catalogue, or by the mark `smoke_run_of(name)`. One
+    command runs all of them, two at a time; what it printed comes second.
+    """
+    out = tmp_path_factory.mktemp("smoke")
+    chosen = set()
+    for item in request.session.items:
+        if "smoke_runs" in item.fixturenames:
+            chosen |= {mark.args[0] for mark in item.iter_markers("smoke_run_of")}
+            entry = getattr(item, "callspec", None) and item.callspec.params.get("entry")
+            chosen |= {entry.name} if entry else set()
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "run", *sorted(chosen), "--smoke", "--jobs=2",
+         f"--out={out}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return out, done
 
 
 TOY = '''

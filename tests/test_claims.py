@@ -1,11 +1,6 @@
-"""The smoke run of every claim, as a user would start it: verdict, controls, figure, record.
+"""The smoke run of every claim, as a user would start it: verdict, controls, figure, record."""
 
-One process runs all the claims that this session has selected, two at a time.
-"""
-
-import os
-import subprocess
-import sys
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,24 +10,6 @@ from experiments import catalogue, records
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = catalogue.walk()
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="session")
-def smoke_runs(request, tmp_path_factory):
-    """The folder with the smoke runs of the selected claims, and what the command printed."""
-    out = tmp_path_factory.mktemp("smoke")
-    chosen = {
-        item.callspec.params["entry"].name
-        for item in request.session.items
-        if item.path == Path(__file__) and hasattr(item, "callspec")
-    }
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments", "run", *sorted(chosen), "--smoke", "--jobs=2",
-         f"--out={out}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    return out, done
 
 
 @pytest.fixture
@@ -70,8 +47,6 @@ class TestSmoke:
         paths = records.Paths(ROOT / "figures", entry.tree, entry.theme, entry.slug)
         committed = records.load_record(paths.record)
         config = catalogue.load(entry).configure()
-        import dataclasses
-
         assert committed["config"] == records.plain(dataclasses.asdict(config))
         assert committed["preset"] == "default"
         assert committed["title"] == entry.title

@@ -228,7 +228,7 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(learning_rates=(0.4,), num_steps=1200, num_seeds=2, flow_horizon=200.0),
+    smoke=dict(learning_rates=(0.4,), num_steps=1200, num_seeds=2),
     paper=dict(num_images=1790, width=200, num_steps=20_000, num_seeds=8, flow_horizon=1000.0),
 )
 

@@ -1,8 +1,11 @@
+import io
 import json
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
+from rich import console
 
 from experiments import doctor
 
@@ -28,8 +31,24 @@ def to_tensor_float(program):
     return run
 
 
+def one_by_one(program):
+    """A sum without partial sums."""
+
+    def run(*inputs):
+        return np.cumsum(np.asarray(inputs[0]).ravel())[-1]  # float32 throughout
+
+    return run if program is jax.numpy.sum else jax.jit(program)
+
+
+def printed(diagnosis):
+    shown = console.Console(width=160, record=True, file=io.StringIO())
+    shown.print(doctor.render(diagnosis))
+    return shown.export_text()
+
+
 def test_this_environment_is_healthy():
     diagnosis = doctor.examine()
+    assert "healthy" in printed(diagnosis)
     assert diagnosis.healthy, diagnosis
     record = doctor.as_record(diagnosis)
     assert record["failed"] == []
@@ -43,12 +62,25 @@ def test_a_wrong_compiler_is_seen_by_every_probe_and_told_how_to_mend():
     record = doctor.as_record(diagnosis)
     assert len(record["failed"]) == len(doctor.PROBES)
     assert "0.10.1" in record["mend"]
+    assert jaxlib.__version__ in record["mend"]
     json.dumps(record, allow_nan=False)
+    for word in ("layer norm", jaxlib.__version__, "MISCOMPUTES", "0.10.1", "XLA_FLAGS"):
+        assert word in printed(diagnosis)
 
 
 def test_low_matmul_precision_is_seen():
     failed = doctor.as_record(doctor.examine(to_tensor_float))["failed"]
     assert "matrix product" in failed
+
+
+def test_naive_summation_is_seen():
+    assert doctor.as_record(doctor.examine(one_by_one))["failed"] == ["sum of a million"]
+
+
+def test_another_stream_of_random_numbers_is_seen():
+    """A shift by one draw: each number is a right normal, but not the one of this seed."""
+    shifted = lambda program: lambda *inputs: np.roll(jax.jit(program)(*inputs), 1)
+    assert "random normals" in doctor.as_record(doctor.examine(shifted))["failed"]
 
 
 def test_nan_is_not_healthy():
@@ -57,18 +89,54 @@ def test_nan_is_not_healthy():
     assert doctor.as_record(diagnosis)["largest_error_over_bound"] is None
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"probes": [1]}', '{"probes": []}'])
+def without_probes(text):
+    return json.dumps({**json.loads(text), "probes": []})  # would be healthy, by having no probe
+
+
+def with_words_for_errors(text):
+    saved = json.loads(text)
+    saved["probes"][0]["error"] = "small"
+    return json.dumps(saved)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-9],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: '{"probes": [1]}',
+        without_probes,
+        with_words_for_errors,
+    ],
+)
 def test_the_memory_is_used_and_a_damaged_one_is_not(tmp_path, monkeypatch, damage):
     calls = []
-    real = doctor.examine
-    monkeypatch.setattr(doctor, "examine", lambda: calls.append(1) or real())
+    probes = [doctor.Probe(make.__name__, 1e-7, 1e-5, "why") for make in doctor.PROBES]
+    found = doctor.Diagnosis(tuple(probes), "1", "2", "cpu (cpu)", 0.5)
+    monkeypatch.setattr(doctor, "examine", lambda: calls.append(1) or found)
     first = doctor.cached(tmp_path / "cache")
     assert doctor.cached(tmp_path / "cache") == first
     assert len(calls) == 1
     (path,) = (tmp_path / "cache").glob("doctor-*.json")
-    path.write_text(damage)
-    assert doctor.cached(tmp_path / "cache").healthy
+    path.write_text(damage(path.read_text()))
+    assert doctor.cached(tmp_path / "cache") == found
     assert len(calls) == 2
+    assert doctor.cached(tmp_path / "cache") == found
+    assert len(calls) == 2
+    assert list((tmp_path / "cache").iterdir()) == [path]
+
+
+def test_other_compiler_flags_are_another_environment(tmp_path, monkeypatch):
+    calls = []
+    found = doctor.Diagnosis((), "1", "2", "cpu (cpu)", 0.5)
+    monkeypatch.setattr(doctor, "examine", lambda: calls.append(1) or found)
+    doctor.cached(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", "--another")
+    doctor.cached(tmp_path)
+    assert len(calls) == 2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path):

@@ -1,0 +1,45 @@
+"""Run claims on base seeds that no bound was set on, and keep what each check measured.
+
+    python benchmarks/base_seeds.py '*' --seeds 1 2 3 4 5 --out FOLDER
+
+Records land in FOLDER/SEED; what is there already is not run again. The table lands in
+benchmarks/results/base_seeds.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import catalogue, records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    table = {}
+    for seed in arguments.seeds:
+        out = arguments.out / str(seed)
+        command = [sys.executable, "-m", "experiments", "run", *arguments.patterns]
+        subprocess.run([*command, f"--seed={seed}", f"--out={out}", "--resume"], check=False)
+        for entry in catalogue.find(arguments.patterns):
+            paths = records.Paths(out, entry.tree, entry.theme, entry.slug)
+            record = records.load_record(paths.record)
+            row = table.setdefault(entry.name, {"pilot_seeds": entry.pilot_seeds, "seeds": {}})
+            row["seeds"][seed] = {
+                "verdict": record["verdict"],
+                "seconds": record["seconds"]["total"],
+                **{check["name"]: check["measured"] for check in record["checks"]},
+            }
+    target = Path(__file__).parent / "results" / "base_seeds.json"
+    target.write_text(json.dumps(table, indent=1) + "\n")
+    for name, row in table.items():
+        print(name, {seed: found["verdict"] for seed, found in row["seeds"].items()})
+
+
+if __name__ == "__main__":
+    main()
