@@ -223,6 +223,7 @@ def plot(config: Config, result: Result, figure) -> None:
         axes.set_title(f"{getattr(config, name)} samples")
     panels[0, 0].legend(loc="upper right", fontsize=6, ncols=2)
     fit, general = (a[..., : len(config.scales)] for a in waiting_times(config, result))
+    fit = np.where(np.isfinite(fit), fit, np.nan)  # not drawn where training diverged
     for axes, values in zip(panels[1], (general / fit, general - fit), strict=True):
         for size, name in enumerate(("few", "many")):
             colour, seeds = plotting.COLOURS[size], values[:, size]
@@ -232,7 +233,7 @@ def plot(config: Config, result: Result, figure) -> None:
             axes.plot(x[censored], seeds[censored], "^", color=colour, alpha=0.3)
             label = f"{getattr(config, name)} samples, median"
             axes.plot(config.scales, np.median(seeds, axis=0), "o-", color=colour, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="output scale α")
+        axes.set(xscale="log", yscale="log", ylim=(0.9, None), xlabel="output scale α")
         axes.set_xticks(config.scales, [f"{scale:g}" for scale in config.scales])
         axes.minorticks_off()
     ratio, gap = panels[1]

@@ -71,7 +71,7 @@ def seeds(config: Config) -> Array:
 
 
 def predict(config: Config) -> Prediction:
-    """w ← w + (η/N) Σ (y - w·x) x, L times, for each task."""
+    """W ← w + (η/N) Σ (y - w·x) x, L times, for each task."""
     eta = config.learning_rate / config.num_context
 
     def descend(key: Key) -> Prediction:
