@@ -218,7 +218,7 @@ def plot(config: Config, result: Result, figure) -> None:
     names = [f"{rate:g}" + ("\n+β" if beta else "") for rate, beta in config.settings()]
     ratio.set_xticks(range(len(names)), names)
     ratio.set_xlabel("step size η")
-    sharpness.legend(ncols=2)
+    figure.legend(*sharpness.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     ratio.legend(loc="center left")
     plotting.label_panels([loss, sharpness, ratio])
 

@@ -268,7 +268,7 @@ def plot(config: Config, result: Result, figure) -> None:
         axes.minorticks_off()
     style = {"color": "#888888", "marker": "x", "spread": "log"}
     plotting.points(left, widths, result.shuffled[:, 0], label="erf, shuffled kernel", **style)
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     order = np.argsort(result.infinite_mean[-1])
     place = np.arange(len(order))
     mean = result.infinite_mean[-1, order]
