@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,14 @@ def test_verdict_table_of_the_readme_is_of_the_committed_records():
     text = (ROOT / "README.md").read_text()
     table = report.verdict_table(catalogue.walk(), ROOT / "figures")
     assert report.update_readme(text, table) == text, "run `python -m experiments report`"
+
+
+def test_the_committed_page_is_of_the_committed_records(tmp_path):
+    from experiments import report
+
+    shutil.copytree(ROOT / "figures", tmp_path / "figures")
+    entries = catalogue.walk()
+    page = report.build(entries, tmp_path / "figures")
+    for name in ("index.html", "README.md"):
+        committed = (ROOT / "figures" / name).read_bytes()
+        assert page.with_name(name).read_bytes() == committed, "run `python -m experiments report`"
