@@ -168,7 +168,7 @@ def _program(
     per_device = math.ceil(num_members / len(devices))
     rows = np.minimum(np.arange(per_device * len(devices)), num_members - 1)
     mesh = Mesh(np.array(devices), (AXIS,))
-    by_member = PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
+    by_member = PartitionSpec(AXIS)
     sharding = NamedSharding(mesh, by_member)
 
     def fill(keys: Any) -> Any:

@@ -75,7 +75,6 @@ def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Ta
     Raises:
         ValueError: `cayley_table` is not square or the split leaves one side empty.
     """
-    cayley_table = jnp.asarray(cayley_table)
     order = len(cayley_table)
     if cayley_table.shape != (order, order):
         message = f"cayley_table has shape {cayley_table.shape}; give (G, G)"
@@ -86,7 +85,7 @@ def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Ta
         raise ValueError(message)
     shuffled = jax.random.permutation(key, order**2)
     pairs = jnp.stack(jnp.divmod(shuffled, order), axis=1)
-    products = cayley_table.reshape(-1)[shuffled]
+    products = jnp.asarray(cayley_table).reshape(-1)[shuffled]
     return Table(pairs[:num_train], products[:num_train], pairs[num_train:], products[num_train:])
 
 

@@ -96,7 +96,7 @@ def checked_matvec(product: Callable[[Params], Params], params: Params) -> Matve
     """Return `product` behind a check that its argument is shaped and typed like `params`."""
 
     def matvec(vector: Params) -> Params:
-        if jax.tree.structure(vector) != jax.tree.structure(params):
+        if jax.tree.structure(vector) != jax.tree.structure(params):  # type: ignore[operator]
             message = f"v: {jax.tree.structure(vector)}; give {jax.tree.structure(params)}"
             raise ValueError(message)
         vector = jax.tree.map(lambda leaf, at: jnp.asarray(leaf, at.dtype), vector, params)

@@ -260,7 +260,7 @@ def _start_vector(start: Params, params: Params, key: Key) -> Array:
 
 def _flat_start(start: Params, params: Params) -> Array:
     """Return `start` as (P,), summed over the leading axis where each leaf has one more."""
-    if jax.tree.structure(start) != jax.tree.structure(params):
+    if jax.tree.structure(start) != jax.tree.structure(params):  # type: ignore[operator]
         message = f"start: {jax.tree.structure(start)}; give {jax.tree.structure(params)}"
         raise ValueError(message)
     given, wanted = (

@@ -43,7 +43,7 @@ def from_nnx(model: Any) -> tuple[ApplyFn, Params]:
 
     evaluated = nnx.merge(*nnx.split(model))
     evaluated.eval()
-    graph, params, rest = nnx.split(evaluated, nnx.Param, ...)
+    graph, params, rest = nnx.split(evaluated, nnx.Param, ...)  # type: ignore[misc]
 
     def apply_fn(params: Params, x: Array) -> Array:
         return nnx.merge(graph, params, rest)(x)
