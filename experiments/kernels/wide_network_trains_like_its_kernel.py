@@ -161,6 +161,8 @@ def train_one(
 
     kernel = kernels.empirical_ntk(apply_fn, params, problem.inputs, train)
     path, final = trajectory.record_with_state(descend, params, outputs, times=times)
+    # One after the other: a loop and two eigh side by side have locked each other out on two cores.
+    kernel, path = jax.lax.optimization_barrier((kernel, path))
 
     def deviation(order: Array) -> Array:
         """RMS distance at the end from the linearisation that saw the images in this order."""
@@ -174,7 +176,6 @@ def train_one(
 
     order = jnp.arange(config.num_train)
     orders = jnp.stack([order, jax.random.permutation(shuffle_key, order)])
-    # One batched eigh by vmap: two of them side by side can lock each other out on two cores.
     own, shuffled = jax.vmap(deviation)(orders)
     change = kernels.relative_change(
         kernel[: config.num_train], kernels.empirical_ntk(apply_fn, final, train)
