@@ -132,7 +132,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], provenance: Mapping) -> str:
     """Land the arrays with the provenance beside them; return their digest."""
     sha256 = digest(arrays)
-    text = json.dumps({**provenance, "arrays_sha256": sha256}, sort_keys=True)
+    text = json.dumps({**provenance, "arrays_sha256": sha256})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{**arrays, _PROVENANCE: np.array(text)})
     write_atomically(path, buffer.getvalue())

@@ -181,7 +181,7 @@ def check(config: Config, result: Result) -> list[checks.Check]:
         checks.every_seed("loss at the end / on arrival", fallen[:, driven], upper=0.8,
                           why="it goes on falling at the edge: pilots 0.05 to 0.47"),
         checks.every_seed("share of steps after arrival on which the loss rises", rising[:, plain],
-                          lower=0.15, why="well under the least of the pilots, 0.237; none on a descent"),
+                          lower=0.15, why="well under the pilots' least, 0.237; none on a descent"),
         checks.every_seed("highest sharpness / edge at a tenth of the step",
                           ratio[:, -1].max(axis=-1), upper=0.6, role="control",
                           why="it never comes near its edge: pilots 0.05"),
