@@ -71,6 +71,7 @@ def test_stages_do_in_three_calls_what_all_does_in_one(call, paths):
     again = records.load_record(paths.record)
     for key in ("checks", "verdict", "arrays_sha256", "config"):
         assert again[key] == whole[key]
+    assert list(again["config"]) == list(whole["config"]), "no noise in a diff"
     assert paths.figure.read_bytes() == image, "drawn twice from the same arrays: the same bytes"
 
 
