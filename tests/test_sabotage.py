@@ -55,7 +55,7 @@ class TestEdgeOfStability:
         rises = edge[1].parts["main"].result.rises
         outcome, red = verdict(*edge, rises=np.zeros_like(rises))
         assert outcome == "fails"
-        assert red == ["share of steps after arrival on which the loss rises"]
+        assert red == ["share of settled steps on which the loss rises"]
 
     def test_a_flow_that_stops_at_the_edge(self, edge):
         config = edge[1].parts["main"].config
