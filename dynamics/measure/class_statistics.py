@@ -1,0 +1,149 @@
+"""Class means and within-class scatter, all at once or accumulated over batches.
+
+Nothing loops over classes: sums are segment sums, so time and memory hardly know how many classes
+there are. Accumulated scatter is kept about the running means (Chan, Golub, LeVeque 1983), which
+does not cancel where a raw second moment would.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynamics.aliases import Array
+
+
+class ClassStatistics(NamedTuple):
+    """What a set of labelled features leaves behind; sets add by `merge`."""
+
+    counts: Array  # (C,) samples of each class
+    means: Array  # (C, D); zero for a class without samples
+    scatter: Array  # (D, D) sum over samples of (h - mean)(h - mean)^T, the mean of its class
+
+
+def empty(num_classes: int, num_features: int, dtype: Any = jnp.float32) -> ClassStatistics:
+    """Return the statistics of no samples, where accumulation starts.
+
+    Raises:
+        ValueError: fewer than two classes or less than one feature.
+    """
+    if num_classes < 2 or num_features < 1:
+        message = (
+            f"num_classes={num_classes}, num_features={num_features}: "
+            "give at least 2 classes and 1 feature"
+        )
+        raise ValueError(message)
+    return ClassStatistics(
+        jnp.zeros(num_classes, dtype),
+        jnp.zeros((num_classes, num_features), dtype),
+        jnp.zeros((num_features, num_features), dtype),
+    )
+
+
+def class_statistics(features: Array, labels: Array, *, num_classes: int) -> ClassStatistics:
+    """Return the statistics of one batch; a class may have no samples in it.
+
+    Args:
+        features: (N, D).
+        labels: (N,) integers from 0 to num_classes - 1.
+        num_classes: C, at least 2.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is out of range (seen outside `jit` only;
+            under `jit` such a sample is left out).
+        TypeError: features are not floating-point, or labels not integers.
+    """
+    features, labels = checked(features, labels, num_classes)
+    counts, means = class_means(features, labels, num_classes)
+    deviations = features - means[labels]
+    deviations = jnp.where(_in_range(labels, num_classes)[:, None], deviations, 0)
+    return ClassStatistics(counts, means, matmul(deviations.T, deviations))
+
+
+def merge(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
+    """Return the statistics of two sets of samples together.
+
+    Raises:
+        ValueError: the two have different numbers of classes or features.
+    """
+    if first.means.shape != second.means.shape:
+        message = (
+            f"second: class means of shape {second.means.shape} beside {first.means.shape}; "
+            "merge statistics of the same classes and features"
+        )
+        raise ValueError(message)
+    counts = first.counts + second.counts
+    share = second.counts / jnp.maximum(counts, 1)  # (C,) of the second set
+    gap = second.means - first.means  # (C, D)
+    between = matmul(gap.T * (first.counts * share), gap)
+    means = first.means + share[:, None] * gap
+    return ClassStatistics(counts, means, first.scatter + second.scatter + between)
+
+
+def update(statistics: ClassStatistics, features: Array, labels: Array) -> ClassStatistics:
+    """Return `statistics` with one more batch of features (N, D) and labels (N,)."""
+    batch = class_statistics(features, labels, num_classes=len(statistics.counts))
+    return merge(statistics, batch)
+
+
+def class_means(features: Array, labels: Array, num_classes: int) -> tuple[Array, Array]:
+    """Return the number of samples (C,) and the mean (C, D) of each class."""
+    ones = jnp.ones(len(features), features.dtype)
+    counts = jax.ops.segment_sum(ones, labels, num_classes)
+    # Sums about a common point: far from the origin, float32 sums lose what tells classes apart.
+    centre = features.mean(axis=0)
+    sums = jax.ops.segment_sum(features - centre, labels, num_classes)
+    means = centre + sums / jnp.maximum(counts, 1)[:, None]
+    return counts, jnp.where(counts[:, None] > 0, means, 0)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """A product in full precision on every device."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def checked(features: Any, labels: Any, num_classes: int) -> tuple[Array, Array]:
+    """Return features and labels as arrays; raise where they cannot be what they should."""
+    features, labels = jnp.asarray(features), jnp.asarray(labels)
+    if num_classes < 2:
+        message = f"num_classes={num_classes}: give at least 2"
+        raise ValueError(message)
+    if features.ndim != 2 or 0 in features.shape:
+        message = f"features: shape {features.shape}; give (N, D), neither of them 0"
+        raise ValueError(message)
+    if labels.shape != features.shape[:1]:
+        message = f"labels: shape {labels.shape} for {len(features)} features; give one label each"
+        raise ValueError(message)
+    if not jnp.issubdtype(features.dtype, jnp.floating):
+        message = f"features: type {features.dtype}; give floating-point numbers"
+        raise TypeError(message)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        message = f"labels: type {labels.dtype}; give integers"
+        raise TypeError(message)
+    if not isinstance(labels, jax.core.Tracer):
+        smallest, largest = int(np.min(labels)), int(np.max(labels))
+        if smallest < 0 or largest >= num_classes:
+            message = (
+                f"labels: from {smallest} to {largest}; "
+                f"give integers from 0 to num_classes - 1 = {num_classes - 1}"
+            )
+            raise ValueError(message)
+    return features, labels
+
+
+def check_every_class(counts: Array) -> None:
+    """Raise where a class is empty; under `jit` nothing is known and nothing is raised."""
+    if isinstance(counts, jax.core.Tracer):
+        return
+    missing = np.flatnonzero(np.asarray(counts) == 0)
+    if len(missing):
+        message = (
+            f"labels: no sample of class {', '.join(map(str, missing[:10]))}"
+            f"{' ...' * (len(missing) > 10)}; leave empty classes out and number the rest anew"
+        )
+        raise ValueError(message)
+
+
+def _in_range(labels: Array, num_classes: int) -> Array:
+    return (labels >= 0) & (labels < num_classes)

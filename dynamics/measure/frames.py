@@ -1,0 +1,60 @@
+"""How near a set of vectors is to an equiangular tight frame."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from dynamics.aliases import Array
+from dynamics.measure.class_statistics import matmul
+
+
+def coherence(vectors: Array) -> Array:
+    """Return the largest |cosine| between any two of the vectors (C, D): ().
+
+    No set of C > D vectors comes below the Welch bound (`theory.frames.welch_bound`).
+
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    cosines = _cosines(vectors)
+    off = ~jnp.eye(len(cosines), dtype=bool)
+    return jnp.max(jnp.where(off, jnp.abs(cosines), 0))
+
+
+def equiangularity(vectors: Array) -> Array:
+    """Return the standard deviation of the cosines between pairs of vectors (C, D): ().
+
+    Zero for an equiangular frame (Papyan et al. 2020, figure 3).
+
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    cosines = _cosines(vectors)
+    rows, columns = jnp.triu_indices(len(cosines), 1)
+    return jnp.std(cosines[rows, columns])
+
+
+def equinorm(vectors: Array) -> Array:
+    """Return the coefficient of variation of the lengths of vectors (C, D): ().
+
+    Zero where all are of one length (Papyan et al. 2020, figure 2). Centre class means first.
+
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    lengths = jnp.linalg.norm(_checked_vectors(vectors), axis=1)
+    return jnp.std(lengths) / jnp.mean(lengths)
+
+
+def _checked_vectors(vectors: Any) -> Array:
+    vectors = jnp.asarray(vectors)
+    if vectors.ndim != 2 or len(vectors) < 2:
+        message = f"vectors: shape {vectors.shape}; give (C, D), C at least 2"
+        raise ValueError(message)
+    return vectors
+
+
+def _cosines(vectors: Any) -> Array:
+    vectors = _checked_vectors(vectors)
+    units = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return matmul(units, units.T)
