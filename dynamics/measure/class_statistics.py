@@ -122,7 +122,8 @@ def checked(features: Any, labels: Any, num_classes: int) -> tuple[Array, Array]
         message = f"labels: type {labels.dtype}; give integers"
         raise TypeError(message)
     if not isinstance(labels, jax.core.Tracer):
-        smallest, largest = int(np.min(labels)), int(np.max(labels))
+        values = np.asarray(labels)  # known even where, inside `jit`, features are not
+        smallest, largest = values.min(), values.max()
         if smallest < 0 or largest >= num_classes:
             message = (
                 f"labels: from {smallest} to {largest}; "

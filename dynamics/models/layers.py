@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 from jax import lax
@@ -48,7 +49,7 @@ class Conv(nn.Module):
     """A convolution over the two spatial axes of (N, H, W, C), scaled like `Dense`.
 
     The fan-in is the number of entries of a patch. `strides` and `padding` are those of
-    jax.lax.conv_general_dilated.
+    `convolve`.
     """
 
     features: int
@@ -70,14 +71,46 @@ class Conv(nn.Module):
             self.parameterisation, self.role, fan_in, self.features, weight_std=self.weight_std
         )
         kernel = self.param("kernel", initializers.normal(scaling.init_std), shape, x.dtype)
-        convolved = lax.conv_general_dilated(
-            x,
-            kernel,
-            tuple(self.strides),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        convolved = convolve(x, kernel, self.strides, self.padding)
         return add_bias(self, scaling.multiplier * convolved)
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int] = (1, 1),
+    padding: str = "SAME",
+    *,
+    by_patches: bool | None = None,
+) -> Array:
+    """Return the convolution (N, H', W', O) of x (N, H, W, I) with a kernel (h, w, I, O).
+
+    Args:
+        x: Images.
+        kernel: Entries at rows, columns, inputs, outputs.
+        strides: Steps between positions along the two spatial axes.
+        padding: "SAME" or "VALID".
+        by_patches: Whether patches are gathered and multiplied by the kernel as one matrix, or
+            XLA's own convolution is used. None takes patches on CPU, where training a small
+            network is eight times as fast that way (5 against 41 ms a step of three layers on 300
+            images of 8 x 8, 2 cores), at the price of h w copies of x.
+    """
+    if by_patches is None:
+        by_patches = jax.default_backend() == "cpu"
+    strides = tuple(strides)
+    if not by_patches:
+        names = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=names)
+    window, sizes = kernel.shape[:2], x.shape[1:3]
+    pads = lax.padtype_to_pads(sizes, window, strides, padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    ends = [(x.shape[i + 1] - window[i]) // strides[i] * strides[i] + 1 for i in (0, 1)]
+    shifted = [
+        x[:, row : row + ends[0] : strides[0], column : column + ends[1] : strides[1]]
+        for row in range(window[0])
+        for column in range(window[1])
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def add_bias(layer: Any, outputs: Array) -> Array:

@@ -21,6 +21,9 @@ class MLP(nn.Module):
         weight_std: standard deviation of a pre-activation for inputs of unit mean square.
         bias_std: scale of the biases.
         use_bias: whether there are biases.
+        batch_norm: batch norm before each activation; call with `train=True` and
+            `mutable=["batch_stats"]` to use and keep the batch's statistics, with `train=False`
+            to use those kept.
 
     Example:
         >>> import jax
@@ -36,22 +39,31 @@ class MLP(nn.Module):
     weight_std: float = 1.0
     bias_std: float = 0.0
     use_bias: bool = True
+    batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """Return the outputs (N, K)."""
+        return self._layer(len(self.widths) - 1, self.features(x, train))
+
+    @nn.compact
+    def features(self, x: Array, train: bool = False) -> Array:
+        """Return the features (N, widths[-2]) that the last layer sees; inputs if there is one."""
         x = x.reshape(x.shape[0], -1)
-        for index, width in enumerate(self.widths):
-            role = layers.role_of(index, len(self.widths))
-            if index:
-                x = self.activation(x)
-            x = layers.Dense(
-                width,
-                role,
-                self.parameterisation,
-                self.weight_std,
-                self.bias_std,
-                self.use_bias,
-                name=f"layer_{index}",
-            )(x)
+        for index in range(len(self.widths) - 1):
+            x = self._layer(index, x)
+            if self.batch_norm:
+                x = nn.BatchNorm(use_running_average=not train, name=f"norm_{index}")(x)
+            x = self.activation(x)
         return x
+
+    def _layer(self, index: int, x: Array) -> Array:
+        return layers.Dense(
+            self.widths[index],
+            layers.role_of(index, len(self.widths)),
+            self.parameterisation,
+            self.weight_std,
+            self.bias_std,
+            self.use_bias,
+            name=f"layer_{index}",
+        )(x)

@@ -177,6 +177,18 @@ def test_an_ensemble_at_once_and_compiled():
         np.testing.assert_allclose([part[index] for part in together], measure(*member), rtol=1e-5)
 
 
+def test_labels_known_inside_a_compiled_function_are_checked_there():
+    features, labels, kernel, _ = sample(dtype=np.float32)
+    labels = jnp.asarray(labels)
+    measure = lambda labels: jax.jit(
+        lambda features: collapse.neural_collapse(features, labels, kernel, num_classes=NUM_CLASSES)
+    )
+    expected = collapse.neural_collapse(features, labels, kernel, num_classes=NUM_CLASSES)
+    np.testing.assert_allclose(measure(labels)(features), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="labels: from 1 to 4"):
+        measure(labels + 1)(features)
+
+
 def test_along_depth_takes_images_and_rows():
     features, labels, _, _ = sample(dtype=np.float32)
     noisy = features + np.random.default_rng(1).normal(size=features.shape).astype(np.float32)

@@ -14,6 +14,7 @@ from dynamics.models import (
     linear_attention,
     mlp,
     parameterisations,
+    resnet,
     transformer,
 )
 
@@ -208,3 +209,60 @@ def test_other_wrong_arguments_are_named(key):
         linear_attention.linear_self_attention(weights, jnp.ones((4, 3)), num_context=0)
     with pytest.raises(ValueError, match=r"weights\.query"):
         linear_attention.linear_self_attention(weights, jnp.ones((4, 2)), num_context=2)
+
+
+def test_batch_norm_of_an_mlp_normalises_what_the_activation_sees(key):
+    model = mlp.MLP((6, 5, 3), activation=lambda x: x, batch_norm=True)
+    x = 3 + jax.random.normal(key, (50, 4))
+    variables = model.init(key, x)
+    features, updates = model.apply(
+        variables, x, train=True, mutable=["batch_stats"], method="features"
+    )
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-3)
+    assert set(updates["batch_stats"]) == {"norm_0", "norm_1"}
+    # The last layer reads the features, with the statistics of before.
+    still = model.apply(variables, x, method="features")
+    layer = variables["params"]["layer_2"]
+    np.testing.assert_allclose(
+        model.apply(variables, x), still @ layer["kernel"] + layer["bias"], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("window", [(3, 3), (1, 2), (4, 3)])
+def test_convolution_by_patches_is_the_convolution(x64, key, window, strides, padding):
+    x_key, kernel_key = jax.random.split(key)
+    x = jax.random.normal(x_key, (2, 7, 6, 3))
+    kernel = jax.random.normal(kernel_key, (*window, 3, 4))
+
+    def value(kernel, by_patches):
+        out = layers.convolve(x, kernel, strides, padding, by_patches=by_patches)
+        return jnp.sum(jnp.sin(out)), out
+
+    for part in (jax.grad(value, has_aux=True), value):
+        one, two = part(kernel, True), part(kernel, False)
+        np.testing.assert_allclose(one[0], two[0], atol=1e-12)
+        np.testing.assert_allclose(one[1], two[1], atol=1e-12)
+
+
+def test_resnet_18_has_its_parameters_and_halves_its_images(key):
+    model = resnet.ResNet(num_outputs=10)
+    shapes = jax.eval_shape(lambda: model.init(key, jnp.zeros((1, 32, 32, 3))))
+    # 11,173,962 is what torchvision-style ResNet-18 for CIFAR-10 counts.
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 11_173_962
+    features = jax.eval_shape(
+        lambda variables: model.apply(variables, jnp.zeros((2, 32, 32, 3)), method="features"),
+        shapes,
+    )
+    assert features.shape == (2, 512)
+
+
+def test_a_residual_block_passes_its_input_on_where_its_branch_is_silent(key):
+    block = resnet.ResidualBlock(channels=3)
+    x = jax.random.normal(key, (2, 5, 5, 3))
+    variables = block.init(key, x)
+    silent = jax.tree.map(jnp.zeros_like, variables["params"])
+    out = block.apply({**variables, "params": silent}, x)
+    np.testing.assert_allclose(out, jnp.maximum(x, 0), atol=1e-6)
