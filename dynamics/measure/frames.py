@@ -8,6 +8,17 @@ from dynamics.aliases import Array
 from dynamics.measure.class_statistics import matmul
 
 
+def cosines(vectors: Array) -> Array:
+    """Return the cosines between all vectors (C, D): (C, C).
+
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    vectors = _checked_vectors(vectors)
+    units = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return matmul(units, units.T)
+
+
 def coherence(vectors: Array) -> Array:
     """Return the largest |cosine| between any two of the vectors (C, D): ().
 
@@ -16,9 +27,9 @@ def coherence(vectors: Array) -> Array:
     Raises:
         ValueError: fewer than two vectors.
     """
-    cosines = _cosines(vectors)
-    off = ~jnp.eye(len(cosines), dtype=bool)
-    return jnp.max(jnp.where(off, jnp.abs(cosines), 0))
+    found = cosines(vectors)
+    off = ~jnp.eye(len(found), dtype=bool)
+    return jnp.max(jnp.where(off, jnp.abs(found), 0))
 
 
 def equiangularity(vectors: Array) -> Array:
@@ -29,9 +40,8 @@ def equiangularity(vectors: Array) -> Array:
     Raises:
         ValueError: fewer than two vectors.
     """
-    cosines = _cosines(vectors)
-    rows, columns = jnp.triu_indices(len(cosines), 1)
-    return jnp.std(cosines[rows, columns])
+    found = cosines(vectors)
+    return jnp.std(found[jnp.triu_indices(len(found), 1)])
 
 
 def equinorm(vectors: Array) -> Array:
@@ -52,9 +62,3 @@ def _checked_vectors(vectors: Any) -> Array:
         message = f"vectors: shape {vectors.shape}; give (C, D), C at least 2"
         raise ValueError(message)
     return vectors
-
-
-def _cosines(vectors: Any) -> Array:
-    vectors = _checked_vectors(vectors)
-    units = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    return matmul(units, units.T)
