@@ -1,0 +1,1 @@
+"""How features gather around their class means, where the path there is known."""
