@@ -30,7 +30,7 @@ def list_claims(arguments: argparse.Namespace) -> int:
     listing.add_column("title")
     for entry in catalogue.find(arguments.patterns):
         listing.add_row(entry.name, _last_verdict(entry, arguments.out), escape(entry.title))
-    console.Console().print(listing)
+    console.output().print(listing)
     return 0
 
 
@@ -87,7 +87,7 @@ def examine(arguments: argparse.Namespace) -> int:
     from experiments import doctor
 
     diagnosis = doctor.examine()
-    console.Console().print(doctor.render(diagnosis))
+    console.output().print(doctor.render(diagnosis))
     return 0 if diagnosis.healthy else 1
 
 

@@ -151,7 +151,7 @@ def broken(check: Check, control: str, side: Literal["below", "above"], why: str
         check.measured,
         lower,
         upper,
-        why=why,
+        why=f"{why}; all of it, every seed included, must lie {side} {bound:g}",
         interval=check.interval,
         role="control",
     )

@@ -64,9 +64,14 @@ def claim_progress(entry, experiment: contract.Experiment, settings):
         yield announce
 
 
+def output() -> Console:
+    """Return the console: as wide as the terminal, or wide enough for tables in a file or pipe."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
 def print_record(record: dict, folder: Path) -> None:
     """Print a claim's checks and its verdict."""
-    console = Console()
+    console = output()
     checks = table.Table(box=box.SIMPLE_HEAD, title=escape(record["title"]), title_justify="left")
     checks.add_column("")
     for column in ("check", "role"):
@@ -116,12 +121,15 @@ def print_outcomes(outcomes: list) -> None:
             f"{outcome.seconds:.1f}",
             escape(outcome.remark),
         )
-    Console().print(summary)
+    output().print(summary)
 
 
 def number(value: float | None) -> str:
     """Return a measured number with four significant digits; "not finite" for None."""
-    return "not finite" if value is None else f"{value:.4g}"
+    if value is None:
+        return "not finite"
+    # The floats next to zero are bounds that exclude it.
+    return f"{value:.4g}" if value == 0 or abs(value) > 1e-300 else f"{'-' * (value < 0)}0+"
 
 
 def bounds(check: dict) -> str:

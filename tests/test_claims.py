@@ -45,6 +45,8 @@ class TestSmoke:
     def test_committed_record_is_of_this_claim(self, entry):
         """The record in figures/ was made by today's defaults and makes today's checks."""
         paths = records.Paths(ROOT / "figures", entry.tree, entry.theme, entry.slug)
+        mend = f"run `python -m {entry.module}`, then commit its figures/**/{entry.slug}.*"
+        assert paths.record.exists(), mend
         committed = records.load_record(paths.record)
         config = catalogue.load(entry).configure()
         assert committed["config"] == records.plain(dataclasses.asdict(config))

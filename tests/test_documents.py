@@ -81,3 +81,11 @@ def test_the_committed_page_is_of_the_committed_records(tmp_path):
     for name in ("index.html", "README.md"):
         committed = (ROOT / "figures" / name).read_bytes()
         assert page.with_name(name).read_bytes() == committed, "run `python -m experiments report`"
+
+
+def test_every_paper_that_a_claim_names_is_listed():
+    listed = set(
+        re.findall(r"^\| (P\d+) \|", (ROOT / "docs" / "papers.md").read_text(), re.MULTILINE)
+    )
+    for entry in catalogue.walk():
+        assert set(entry.paper_ids) <= listed, entry.name
