@@ -1,1 +1,1 @@
-"""How features gather around their class means, where the path there is known."""
+"""Neural collapse: where training puts the class means of the last layer, and why."""
