@@ -20,7 +20,7 @@ import numpy as np
 from dynamics.aliases import Array
 
 NUM_NEWTON_STEPS = 30  # 20 reach rounding up to κ = 1e6, 8 do at κ = 1000
-NUM_BISECTIONS = 100  # of log κ over 46: 2^-53 of it after 53, in either precision
+NUM_BISECTIONS = 60  # of log κ between -23 and 23: to 2^-54 of it
 
 
 def strength(classifier_length: float, feature_decay: float, *, num_classes: int) -> Array:
@@ -166,15 +166,21 @@ def _solve(target: Array, kappa: Array) -> Array:
     def gradient(logits: Array) -> Array:
         return logits + kappa * (jax.nn.softmax(logits) - target)
 
-    def step(_: int, logits: Array) -> Array:
+    def goes_on(state: tuple[Array, Array]) -> Array:
+        count, logits = state
+        rounding = 4 * jnp.finfo(target.dtype).eps * (1 + kappa)
+        return (count < NUM_NEWTON_STEPS) & (jnp.abs(gradient(logits)).max() > rounding)
+
+    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        count, logits = state
         p = jax.nn.softmax(logits)
         hessian = jnp.eye(len(p), dtype=p.dtype) + kappa * (jnp.diag(p) - jnp.outer(p, p))
         move = jnp.linalg.solve(hessian, gradient(logits))
         tried = logits - cuts[:, None] * move
         sizes = jnp.sum(jax.vmap(gradient)(tried) ** 2, axis=1)
-        return tried[jnp.argmin(sizes)]
+        return count + 1, tried[jnp.argmin(sizes)]
 
-    return jax.lax.fori_loop(0, NUM_NEWTON_STEPS, step, jnp.zeros_like(target))
+    return jax.lax.while_loop(goes_on, step, (jnp.asarray(0), jnp.zeros_like(target)))[1]
 
 
 _solve_rows = jax.jit(jax.vmap(_solve))  # outside of jit a loop would be compiled at every call
