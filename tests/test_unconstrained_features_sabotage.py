@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynamics.theory import mixup_features
 from experiments import catalogue, checks, execution, judgement, records
 
 ATTENUATION = "theory_checks/collapse/ufm_perturbation_attenuation"
+MIXUP = "theory_checks/collapse/mixup_ufm_fixed_point"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
@@ -91,3 +94,52 @@ class TestAttenuation:
         gram = main.result.gram @ (np.eye(classes) - 1 / classes)
         found = red(*claim, result={"gram": gram})
         assert found == ["largest error of an inner product of class means at the anchor"]
+
+
+@pytest.mark.smoke_run_of(MIXUP)
+class TestMixup:
+    @pytest.fixture
+    def claim(self, smoke_runs):
+        return saved(MIXUP, smoke_runs)
+
+    @pytest.fixture
+    def main(self, claim):
+        return claim[1].parts[execution.MAIN]
+
+    def test_left_alone_it_holds(self, claim):
+        assert not red(*claim)
+
+    def test_a_strength_without_its_factor_of_classes(self, claim, main):
+        """κ = ω²/λ_h, as of an orthogonal frame."""
+        classes = main.config.num_classes
+        length = (1 - 1 / classes) ** 0.5 * main.config.classifier_length
+        other = predicted(claim[0], main.config, classifier_length=length)
+        found = red(*claim, prediction={"logits": other.logits})
+        assert "largest error of the logits under cross-entropy" in found
+        assert "largest error of the logits under squared error" in found
+
+    def test_features_mixed_as_labels_are(self, claim, main):
+        shares = np.linspace(0, 1, main.config.num_shares)[:, None]
+        ends = main.result.plane
+        mixed = shares * ends[..., -1:, :] + (1 - shares) * ends[..., :1, :]
+        found = red(*claim, result={"plane": mixed})
+        assert "largest distance from the mixture of class features" in found
+        assert "length of a feature mixed half and half over a class feature's" in found
+
+    def test_the_classifier_of_training_without_mixup(self, claim, main):
+        """Pure classes alone, at the same decays, end in a longer classifier."""
+        config = main.config
+        with jax.enable_x64(True):
+            kappa = mixup_features.joint_strength(
+                jnp.eye(config.num_classes), config.classifier_decay, config.feature_decays[0]
+            )
+            pure = config.feature_decays[0] * kappa * (np.eye(5) - 1 / 5)
+        gram = np.broadcast_to(pure, main.prediction.gram.shape)
+        found = red(*claim, prediction={"gram": gram})
+        assert "relative error of W W^T after joint training" in found
+
+    def test_training_that_is_not_over_is_void(self, claim, main):
+        part = dataclasses.replace(
+            main, result=main.result._replace(gradient=1e-3 + main.result.gradient)
+        )
+        assert checks.verdict(claim[0].check(part.config, part.prediction, part.result)) == "void"
