@@ -32,7 +32,6 @@ def main() -> None:
             row = table.setdefault(entry.name, {"pilot_seeds": entry.pilot_seeds, "seeds": {}})
             row["seeds"][seed] = {
                 "verdict": record["verdict"],
-                "seconds": record["seconds"]["total"],
                 **{check["name"]: check["measured"] for check in record["checks"]},
             }
     target = Path(__file__).parent / "results" / "base_seeds.json"

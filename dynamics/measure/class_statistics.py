@@ -5,6 +5,7 @@ there are. Accumulated scatter is kept about the running means (Chan, Golub, LeV
 does not cancel where a raw second moment would.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.aliases import Array
+
+# Numbers that a block of samples may fill, 4 MiB in float32. Smaller blocks are half as fast with a
+# thousand classes, larger ones no faster (benchmarks/collapse.py, 2 cores).
+BLOCK_ENTRIES = 2**20
 
 
 class ClassStatistics(NamedTuple):
@@ -89,13 +94,43 @@ def update(statistics: ClassStatistics, features: Array, labels: Array) -> Class
 
 def class_means(features: Array, labels: Array, num_classes: int) -> tuple[Array, Array]:
     """Return the number of samples (C,) and the mean (C, D) of each class."""
-    ones = jnp.ones(len(features), features.dtype)
-    counts = jax.ops.segment_sum(ones, labels, num_classes)
+    counts = jax.ops.segment_sum(jnp.ones(len(labels), features.dtype), labels, num_classes)
     # Sums about a common point: far from the origin, float32 sums lose what tells classes apart.
     centre = features.mean(axis=0)
-    sums = jax.ops.segment_sum(features - centre, labels, num_classes)
+    part = lambda block: jax.ops.segment_sum(block[0] - centre, block[1], num_classes)
+    sums = over_blocks(part, (features, labels), num_classes)
     means = centre + sums / jnp.maximum(counts, 1)[:, None]
     return counts, jnp.where(counts[:, None] > 0, means, 0)
+
+
+def over_blocks(part: Callable[[Any], Any], samples: Any, num_classes: int) -> Any:
+    """Return the sum of `part(block)`, a pytree of arrays, over blocks of samples.
+
+    Blocks are cut out of the arrays one at a time and only ever fill `BLOCK_ENTRIES` numbers, so
+    that memory beside the samples is flat in their number and in that of the classes.
+
+    Args:
+        part: `part(block) -> sums`, for a pytree like `samples` of fewer rows.
+        samples: A pytree of arrays with one leading axis N; one of them is (N, D).
+        num_classes: C; a block has at most BLOCK_ENTRIES / max(C, D) rows.
+    """
+    leaves = jax.tree.leaves(samples)
+    length, widest = len(leaves[0]), max(leaf.shape[-1] for leaf in leaves if leaf.ndim > 1)
+    size = min(length, max(1, BLOCK_ENTRIES // max(num_classes, widest)))
+    count = length // size
+
+    def add(index: Array, total: Any) -> Any:
+        cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * size, size)
+        return jax.tree.map(jnp.add, total, part(jax.tree.map(cut, samples)))
+
+    rest = jax.tree.map(lambda leaf: leaf[count * size :], samples)
+    if count == 1:
+        total = part(jax.tree.map(lambda leaf: leaf[:size], samples))
+    else:
+        shapes = jax.eval_shape(part, jax.tree.map(lambda leaf: leaf[:size], samples))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total = jax.lax.fori_loop(0, count, add, zeros)
+    return jax.tree.map(jnp.add, total, part(rest)) if count * size < length else total
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -19,11 +19,7 @@ import jax.numpy as jnp
 
 from dynamics.aliases import Array
 from dynamics.measure import class_statistics as statistics
-from dynamics.measure.batching import batches
 from dynamics.measure.class_statistics import ClassStatistics, matmul
-
-# Numbers that a block of samples may fill: blocks are what keeps memory flat in C.
-BLOCK_ENTRIES = 2**22
 
 
 class OrthogonalFrame(NamedTuple):
@@ -53,11 +49,18 @@ class FeatureCollapse(NamedTuple):
     nearest_mean_error: Array  # share of samples nearest to the mean of another class
 
 
-class _Spread(NamedTuple):
-    """Sums over samples, of which one is a block's and many add up."""
+class _Linear(NamedTuple):
+    """A linear classifier."""
 
-    whitened: Array  # () mean squared deviation in units of the between-class spread
-    disagreement: Array  # () share of samples
+    kernel: Array  # (D, C)
+    bias: Array  # (C,)
+
+
+class _Spread(NamedTuple):
+    """Sums or means over samples."""
+
+    whitened: Array  # () squared deviations in units of the between-class spread
+    disagreement: Array  # () samples
 
 
 def neural_collapse(
@@ -102,7 +105,7 @@ def neural_collapse(
     kernel, bias = _checked_classifier(kernel, bias, features.shape[1], num_classes)
     counts, means = statistics.class_means(features, labels, num_classes)
     means = _without_empty_classes(counts, means)
-    spread = _spread(features, labels, means, (kernel, bias))
+    spread = _spread(features, labels, means, _Linear(kernel, bias))
     nc2, nc3 = _geometry(means, kernel, frame)
     return NeuralCollapse(spread.whitened, nc2, nc3, spread.disagreement)
 
@@ -155,11 +158,14 @@ def nearest_mean_disagreement(
         raise ValueError(message)
     kernel, bias = _checked_classifier(kernel, bias, features.shape[1], len(means))
 
-    def part(block: Array) -> Array:
-        disagree = _largest_logit(block, kernel, bias) != _nearest(block, means)
-        return jnp.mean(disagree.astype(features.dtype))
+    centre = means.mean(axis=0)
+    classifier, nearest = _Linear(kernel, bias), _nearest_mean(means - centre)
 
-    return batches(features, _block_size(features, len(means))).mean(part)
+    def part(block: Array) -> Array:
+        disagree = _choice(block, classifier) != _choice(block - centre, nearest)
+        return jnp.sum(disagree.astype(features.dtype))
+
+    return statistics.over_blocks(part, features, len(means)) / len(features)
 
 
 def feature_collapse(
@@ -218,21 +224,32 @@ def within_between_ratio(features: Array, labels: Array, *, num_classes: int) ->
 
 
 def _spread(
-    features: Array, labels: Array, means: Array, classifier: tuple[Array, Array] | None = None
+    features: Array, labels: Array, means: Array, classifier: _Linear | None = None
 ) -> _Spread:
     """One pass over blocks; against the labels where there is no classifier."""
     whitening = _whitening(means)  # (D, R)
     centre = means.mean(axis=0)
-    whitened_means = matmul(means - centre, whitening)  # (C, R)
+    offset = -matmul(means - centre, whitening)  # (C, R)
+    maps = [_nearest_mean(means - centre)]
+    if classifier is not None:
+        maps.append(_Linear(classifier.kernel, classifier.bias + matmul(centre, classifier.kernel)))
+    joint = jnp.concatenate([whitening, *(part.kernel for part in maps)], axis=1)
+    ends = [whitening.shape[1], whitening.shape[1] + len(means)]
 
     def part(block: tuple[Array, Array]) -> _Spread:
         samples, label = block
-        deviations = matmul(samples - centre, whitening) - whitened_means[label]
-        chosen = label if classifier is None else _largest_logit(samples, *classifier)
-        disagree = (_nearest(samples, means) != chosen).astype(features.dtype)
-        return _Spread(jnp.mean(jnp.sum(deviations**2, axis=1)), jnp.mean(disagree))
+        # One product reads the samples once: whitened, distances to means, logits.
+        whitened, *scores = jnp.split(matmul(samples - centre, joint), ends[: len(maps)], axis=1)
+        choices = [
+            jnp.argmax(score + one.bias, axis=1) for score, one in zip(scores, maps, strict=True)
+        ]
+        disagree = choices[0] != (label if classifier is None else choices[1])
+        return _Spread(
+            jnp.sum((whitened + offset[label]) ** 2), jnp.sum(disagree.astype(features.dtype))
+        )
 
-    return batches((features, labels), _block_size(features, len(means))).mean(part)
+    total = statistics.over_blocks(part, (features, labels), len(means))
+    return _Spread(*(part / len(features) for part in total))
 
 
 def _whitening(means: Array) -> Array:
@@ -278,21 +295,13 @@ def _normalised_distance(matrix: Array, target: Array) -> Array:
     return norm(matrix / norm(matrix) - target / norm(target))
 
 
-def _largest_logit(samples: Array, kernel: Array, bias: Array) -> Array:
-    return jnp.argmax(matmul(samples, kernel) + bias, axis=1)
+def _nearest_mean(means: Array) -> _Linear:
+    """Return the linear classifier that chooses the nearest of the means (C, D)."""
+    return _Linear(means.T, -jnp.sum(means**2, axis=1) / 2)
 
 
-def _nearest(samples: Array, means: Array) -> Array:
-    """Return the nearest of the means (C, D) for each sample: (N,)."""
-    centre = means.mean(axis=0)
-    means = means - centre
-    return jnp.argmax(matmul(samples - centre, means.T) - jnp.sum(means**2, axis=1) / 2, axis=1)
-
-
-def _block_size(features: Array, num_classes: int) -> int:
-    """Return how many samples fill a block: the widest array of a sample has max(C, D) entries."""
-    size = BLOCK_ENTRIES // max(num_classes, features.shape[1])
-    return min(len(features), max(1, size))
+def _choice(samples: Array, classifier: _Linear) -> Array:
+    return jnp.argmax(matmul(samples, classifier.kernel) + classifier.bias, axis=1)
 
 
 def _without_empty_classes(counts: Array, means: Array) -> Array:

@@ -164,7 +164,7 @@ def test_streaming_equals_one_shot_in_single_precision(key):
 def test_blocks_do_not_matter(monkeypatch, entries):
     arrays = sample(dtype=np.float32)
     whole = collapse.neural_collapse(*arrays, num_classes=NUM_CLASSES)
-    monkeypatch.setattr(collapse, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(class_statistics, "BLOCK_ENTRIES", entries)
     blocks = collapse.neural_collapse(*arrays, num_classes=NUM_CLASSES)
     np.testing.assert_allclose(blocks, whole, rtol=1e-5)
 
