@@ -3,6 +3,7 @@ PYTHON ?= python3
 JOBS ?= 1
 # The tour: one headline claim a theme. CLAIMS='*' runs every claim of both trees.
 TOUR = 'experiments/curvature/edge_of_stability' \
+       'experiments/collapse/neural_collapse_of_a_trained_network' \
        'experiments/kernels/wide_network_trains_like_its_kernel' \
        'experiments/grokking/grok_delay_grows_with_laziness' \
        'theory_checks/in_context/lsa_layer_is_one_gd_step'
