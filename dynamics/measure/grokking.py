@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from dynamics.aliases import Array
+from dynamics.measure.fourier import fourier_power as fourier_power
+from dynamics.measure.fourier import inverse_participation_ratio as inverse_participation_ratio
 
 DIRECTIONS = ("above", "below")
 

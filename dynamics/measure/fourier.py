@@ -1,0 +1,75 @@
+"""Fourier content of weight vectors on Z_p: the power of each frequency, and how many there are."""
+
+import jax.numpy as jnp
+
+from dynamics.aliases import Array
+
+
+def fourier_power(weights: Array, modulus: int) -> Array:
+    """Return the share of |w|² in each frequency of Z_p: shape (..., p // 2 + 1), sum one.
+
+    Bin k of the real FFT holds the powers of k and p - k, which are equal for real weights; so by
+    Parseval bin k is 2 |w^_k|² / (p |w|²), without the 2 at k = 0 and, for even p, at k = p / 2.
+    Cyclic shifts and reflections of the weights change nothing; w_a -> w_(m a) with m prime to p
+    permutes the bins. A vector of zeros has no power anywhere: all bins are 0.
+
+    Args:
+        weights: (..., p), along the last axis indexed by the elements of Z_p.
+        modulus: p, at least 2.
+
+    Raises:
+        ValueError: the last axis of `weights` is not p long, or p < 2.
+
+    Example:
+        >>> print(fourier_power(jnp.array([1.0, 0.0, -1.0, 0.0]), 4).round(6))
+        [0. 1. 0.]
+    """
+    return _share(_power(weights, modulus))
+
+
+def inverse_participation_ratio(
+    weights: Array, modulus: int, *, remove_constant: bool = True
+) -> Array:
+    """Return Σ_k P_k² / (Σ_k P_k)² over the powers P_k of `fourier_power`: shape (...).
+
+    One for a single frequency whatever its phase, 1/F for F equal ones. White Gaussian noise with
+    p odd and the constant removed has P uniform on the simplex of n = (p - 1) / 2 bins, hence the
+    mean 2 / (n + 1). The conventions are those of powers, not amplitudes, and of conjugate
+    pairs as one bin. Zero weights (constant ones, with the constant removed) give 0.
+
+    Args:
+        weights: (..., p).
+        modulus: p, at least 2.
+        remove_constant: leave out the bin k = 0, the mean of the weights.
+
+    Raises:
+        ValueError: as `fourier_power`.
+
+    Reference: with r = 2 that of Doshi, Das, He, Gromov 2023, arXiv:2310.13061, section 3.
+
+    Example:
+        >>> print(inverse_participation_ratio(jnp.array([3.0, 2.0, 1.0, 2.0]), 4).round(6))
+        1.0
+    """
+    power = _power(weights, modulus)
+    if remove_constant:
+        power = power[..., 1:]
+    return jnp.sum(_share(power) ** 2, axis=-1)
+
+
+def _power(weights: Array, modulus: int) -> Array:
+    weights = jnp.asarray(weights)
+    if modulus < 2 or weights.shape[-1:] != (modulus,):
+        message = (
+            f"weights of shape {weights.shape} with modulus={modulus}: "
+            "give weights (..., modulus) and a modulus of at least 2"
+        )
+        raise ValueError(message)
+    bins = jnp.arange(modulus // 2 + 1)
+    pairs = jnp.where((bins > 0) & (2 * bins < modulus), 2, 1)
+    return pairs * jnp.abs(jnp.fft.rfft(weights)) ** 2
+
+
+def _share(power: Array) -> Array:
+    total = power.sum(axis=-1, keepdims=True)
+    return jnp.where(total > 0, power / jnp.where(total > 0, total, 1), 0)

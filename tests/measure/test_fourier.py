@@ -1,0 +1,118 @@
+"""Powers and participation against the definition in numpy, closed forms and symmetries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dynamics.measure import fourier, grokking
+
+MODULI = [2, 3, 8, 23, 31]
+VECTORS = arrays.arrays(np.float64, 11, elements=st.integers(-9, 9).map(float))
+
+
+def by_hand(weights):
+    """Sum over explicit cosines and sines, frequency by frequency."""
+    modulus = len(weights)
+    angles = 2 * np.pi * np.arange(modulus) / modulus
+    power = np.zeros(modulus // 2 + 1)
+    for k in range(modulus):
+        part = np.sum(weights * np.cos(k * angles)) ** 2 + np.sum(weights * np.sin(k * angles)) ** 2
+        power[min(k, modulus - k)] += part / (modulus * np.sum(weights**2))
+    return power
+
+
+@pytest.mark.parametrize("modulus", MODULI)
+def test_power_is_its_definition(key, modulus):
+    with jax.enable_x64(True):
+        weights = jax.random.normal(key, (2, 3, modulus))
+        found = np.asarray(fourier.fourier_power(weights, modulus))
+    expected = np.apply_along_axis(by_hand, -1, np.asarray(weights))
+    np.testing.assert_allclose(found, expected, atol=1e-13)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-13)
+
+
+@pytest.mark.parametrize("modulus", MODULI)
+@pytest.mark.parametrize("remove_constant", [True, False])
+def test_participation_is_its_definition(key, modulus, remove_constant):
+    with jax.enable_x64(True):
+        weights = np.asarray(jax.random.normal(key, (5, modulus)))
+        found = fourier.inverse_participation_ratio(
+            weights, modulus, remove_constant=remove_constant
+        )
+    power = np.apply_along_axis(by_hand, -1, weights)[:, int(remove_constant) :]
+    np.testing.assert_allclose(found, np.sum(power**2, -1) / np.sum(power, -1) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("modulus", [23, 24])
+def test_one_frequency_of_any_phase_has_participation_one(modulus):
+    elements = np.arange(modulus)
+    for k in range(1, modulus // 2 + 1):
+        wave = 4 + np.cos(2 * np.pi * k * elements / modulus + 0.7)
+        assert fourier.inverse_participation_ratio(wave, modulus) == pytest.approx(1, abs=1e-5)
+        power = fourier.fourier_power(wave - 4, modulus)
+        np.testing.assert_allclose(power, np.eye(modulus // 2 + 1)[k], atol=1e-5)
+
+
+def test_equal_frequencies_share_the_participation():
+    angles = 2 * np.pi * np.arange(31) / 31
+    for count in (2, 3, 7):
+        wave = sum(np.cos(k * angles + k**2) for k in range(1, count + 1))
+        found = fourier.inverse_participation_ratio(wave, 31)
+        assert found == pytest.approx(1 / count, rel=1e-5)
+
+
+def test_a_spike_is_spread_evenly():
+    spike = np.eye(23)[5]
+    assert fourier.inverse_participation_ratio(spike, 23) == pytest.approx(1 / 11, rel=1e-5)
+
+
+def test_white_noise_is_uniform_on_the_simplex(key):
+    """Mean 2 / (n + 1), about two over the number of bins; variance of the mean by sampling."""
+    noise = jax.random.normal(key, (20_000, 23))
+    found = np.asarray(fourier.inverse_participation_ratio(noise, 23))
+    assert abs(found.mean() - 2 / 12) < 5 * found.std() / np.sqrt(len(found))
+
+
+@given(weights=VECTORS, shift=st.integers(0, 10), turn=st.booleans(), scale=st.floats(0.1, 10))
+def test_shifts_reflections_and_scale_change_nothing(weights, shift, turn, scale):
+    moved = scale * np.roll(weights[::-1] if turn else weights, shift)
+    with jax.enable_x64(True):
+        plain, other = (fourier.fourier_power(w, 11) for w in (weights, moved))
+    np.testing.assert_allclose(other, plain, atol=1e-12)
+
+
+@given(weights=VECTORS, factor=st.integers(1, 10), constant=st.floats(-5, 5))
+def test_multiplying_the_elements_permutes_the_frequencies(weights, factor, constant):
+    """w_a -> w_(m a): the power at k moves to m k; a constant moves k = 0 alone."""
+    with jax.enable_x64(True):
+        plain = np.asarray(fourier.fourier_power(weights, 11))
+        moved = np.asarray(fourier.fourier_power(weights[factor * np.arange(11) % 11], 11))
+        both = np.stack([weights, weights + constant])
+        ratios = np.asarray(fourier.inverse_participation_ratio(both, 11))
+    new = factor * np.arange(6) % 11
+    np.testing.assert_allclose(moved[np.minimum(new, 11 - new)], plain, atol=1e-12)
+    if np.ptp(weights):
+        assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
+
+
+def test_zeros_have_no_power_and_finite_gradients():
+    assert not fourier.fourier_power(jnp.zeros((2, 5)), 5).any()
+    assert fourier.inverse_participation_ratio(jnp.zeros(5), 5) == 0
+    gradient = jax.grad(lambda w: fourier.inverse_participation_ratio(w, 5))(jnp.zeros(5))
+    assert np.isfinite(gradient).all()
+
+
+def test_grokking_has_both_by_their_fixed_names():
+    assert grokking.fourier_power is fourier.fourier_power
+    assert grokking.inverse_participation_ratio is fourier.inverse_participation_ratio
+
+
+def test_wrong_arguments_are_refused():
+    for weights, modulus in ((np.ones(5), 4), (np.ones((5, 3)), 5), (1.0, 1), (np.ones(1), 1)):
+        for measure in (fourier.fourier_power, fourier.inverse_participation_ratio):
+            with pytest.raises(ValueError, match="weights of shape"):
+                measure(weights, modulus)
