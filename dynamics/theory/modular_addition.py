@@ -10,10 +10,11 @@ Fourier transforms u^_k = Σ_a u_a exp(-2πi k a / M)
 
     E = (2/M) Σ_(k≠0) |u^_k|² |v^_k|².
 
-Gradient ascent moves each frequency by itself: du^_k/dt = 4 u^_k |v^_k|², dv^_k/dt = 4 v^_k |u^_k|².
-Phases stand still, |u^_k|² - |v^_k|² is conserved, and frequency k alone would diverge at the time
-1 / (8 L_k), L_k the logarithmic mean of the two powers. E is homogeneous, so ascent on the unit
-sphere is this flow seen from the origin: it ends at the frequency that diverges first.
+Gradient ascent moves each frequency by itself: du^_k/dt = 4 u^_k |v^_k|² and
+dv^_k/dt = 4 v^_k |u^_k|². Phases stand still, |u^_k|² - |v^_k|² is conserved, and frequency k alone
+would diverge at the time 1 / (8 L_k), L_k the logarithmic mean of the two powers. E is homogeneous,
+so ascent on the unit sphere is this flow seen from the origin: it ends at the frequency that
+diverges first.
 """
 
 from typing import NamedTuple
@@ -118,8 +119,8 @@ def mean_logits(frequencies: Array, modulus: int) -> Array:
     """Return the mean over the table of the logit at offset d = c - a - b: (M,) for d = 0, 1, ...
 
     Σ_n cos(2π k_n d / M) / 2 for the analytic network with squared activation: exact, whatever the
-    phases. That is N/2 at the right answer; where all frequencies are equally many, -N / (2 (M - 1))
-    at each wrong one.
+    phases. That is N/2 at the right answer; where all frequencies are equally many, each wrong one
+    has -N / (2 (M - 1)).
 
     Reference: derived here.
     """
