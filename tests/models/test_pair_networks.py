@@ -67,9 +67,7 @@ def test_transformer_from_tables_is_the_same_function(key, pairs, layer_norm, pa
     tables = function_and_gradient(
         lambda p: pair_networks.pair_transformer_logits(model, p, pairs), params
     )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), tables, plain
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), tables, plain)
 
 
 def test_models_without_a_short_cut_are_refused(pairs):
