@@ -57,17 +57,45 @@ def inverse_participation_ratio(
     return jnp.sum(_share(power) ** 2, axis=-1)
 
 
-def _power(weights: Array, modulus: int) -> Array:
-    weights = jnp.asarray(weights)
-    if modulus < 2 or weights.shape[-1:] != (modulus,):
+def phase_alignment(left: Array, right: Array, readout: Array, modulus: int) -> Array:
+    """Return Σ Re(u^_k v^_k w^_k*) / Σ |u^_k v^_k w^_k| over neurons and frequencies k > 0: ().
+
+    One where at every frequency a neuron's readout has the sum of the phases of its two inputs,
+    as a network that adds modulo p by squares needs (Gromov 2023, arXiv:2301.02679, equation 10);
+    about zero for unrelated phases, with standard deviation near (2 N p)**-0.5 for N neurons of
+    white noise. Neurons count by the product of their amplitudes. Zero weights give 0.
+
+    Args:
+        left, right: (N, p), what element a of the first place, b of the second adds to a neuron.
+        readout: (N, p), what a neuron adds to the logit of c.
+        modulus: p, at least 2.
+
+    Raises:
+        ValueError: as `fourier_power`.
+    """
+    for weights in (left, right, readout):
+        _check(weights, modulus)
+    u, v, w = (jnp.fft.fft(weights)[..., 1:] for weights in (left, right, readout))
+    product = u * v * w.conj()
+    size = jnp.abs(product).sum()
+    return jnp.where(size > 0, product.real.sum() / jnp.where(size > 0, size, 1), 0)
+
+
+def _check(weights: Array, modulus: int) -> None:
+    shape = jnp.shape(weights)
+    if modulus < 2 or shape[-1:] != (modulus,):
         message = (
-            f"weights of shape {weights.shape} with modulus={modulus}: "
+            f"weights of shape {shape} with modulus={modulus}: "
             "give weights (..., modulus) and a modulus of at least 2"
         )
         raise ValueError(message)
+
+
+def _power(weights: Array, modulus: int) -> Array:
+    _check(weights, modulus)
     bins = jnp.arange(modulus // 2 + 1)
     pairs = jnp.where((bins > 0) & (2 * bins < modulus), 2, 1)
-    return pairs * jnp.abs(jnp.fft.rfft(weights)) ** 2
+    return pairs * jnp.abs(jnp.fft.rfft(jnp.asarray(weights))) ** 2
 
 
 def _share(power: Array) -> Array:

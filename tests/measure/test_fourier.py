@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dynamics.measure import fourier, grokking
+from dynamics.theory import modular_addition
 
 MODULI = [2, 3, 8, 23, 31]
 VECTORS = arrays.arrays(np.float64, 11, elements=st.integers(-9, 9).map(float))
@@ -97,6 +98,36 @@ def test_multiplying_the_elements_permutes_the_frequencies(weights, factor, cons
     np.testing.assert_allclose(moved[np.minimum(new, 11 - new)], plain, atol=1e-12)
     if np.ptp(weights):
         assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
+
+
+class TestPhaseAlignment:
+    def test_the_analytic_network_has_it(self, key):
+        frequencies = 1 + jnp.arange(60) % 15
+        phases = jax.random.uniform(key, (60, 2), maxval=2 * jnp.pi)
+        network = modular_addition.analytic_network(frequencies, phases, 31)
+        assert fourier.phase_alignment(*network, 31) == pytest.approx(1, abs=1e-5)
+        assert fourier.phase_alignment(*network[:2], -network[2], 31) == pytest.approx(-1, abs=1e-5)
+
+    def test_unrelated_phases_do_not(self, key):
+        """White noise: 300 neurons of 30 frequencies, each with its conjugate."""
+        network = jax.random.normal(key, (3, 300, 31))
+        assert abs(fourier.phase_alignment(*network, 31)) < 5 / (2 * 300 * 31) ** 0.5 * 2**0.5
+
+    def test_it_is_blind_to_what_addition_is_blind_to(self, key):
+        """a -> a + 3, b -> b + 5, c -> c + 8 maps addition to itself; c -> c + 7 does not."""
+        frequencies = 1 + jnp.arange(60) % 15
+        phases = jax.random.uniform(key, (60, 2), maxval=2 * jnp.pi)
+        left, right, readout = modular_addition.analytic_network(frequencies, phases, 31)
+        left, right = jnp.roll(left, 3, axis=1), jnp.roll(right, 5, axis=1)
+        moved = lambda shift: fourier.phase_alignment(left, right, jnp.roll(readout, shift, 1), 31)
+        assert moved(8) == pytest.approx(1, abs=1e-5)
+        assert moved(7) < 0.2
+
+    def test_zeros_and_wrong_shapes(self):
+        zeros = jnp.zeros((2, 5))
+        assert fourier.phase_alignment(zeros, zeros, zeros, 5) == 0
+        with pytest.raises(ValueError, match="weights of shape"):
+            fourier.phase_alignment(zeros, zeros, jnp.zeros((2, 4)), 5)
 
 
 def test_zeros_have_no_power_and_finite_gradients():
