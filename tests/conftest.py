@@ -1,10 +1,12 @@
 """Fixtures shared by all tests."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 # Four simulated devices for the parity tests; must be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -15,6 +17,8 @@ os.environ.setdefault("TRAINING_DYNAMICS_CACHE", str(ROOT / ".pytest_cache" / "c
 import hypothesis
 import jax
 import pytest
+
+from experiments import catalogue, checks, execution, judgement, records
 
 hypothesis.settings.register_profile("ci", derandomize=True, max_examples=20, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=500, deadline=None)
@@ -57,6 +61,46 @@ def smoke_runs(request, tmp_path_factory):
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     return out, done
+
+
+@dataclasses.dataclass(frozen=True)
+class SmokeRun:
+    """A claim and its smoke run, to be tampered with and judged again."""
+
+    experiment: Any
+    run: Any
+
+    @property
+    def main(self):
+        """Configuration, prediction and result of the claim itself, controls apart."""
+        return self.run.parts[execution.MAIN]
+
+    def checks(self):
+        """Return the checks of the run as it is."""
+        return judgement.judge(self.experiment, self.run)
+
+    def judge(self, *, prediction=None, **fields):
+        """Return the verdict and the names of the red checks, in order.
+
+        `fields` replace some of the result, a dictionary `prediction` some of the prediction.
+        """
+        part = self.main
+        part = dataclasses.replace(part, result=part.result._replace(**fields))
+        if prediction:
+            part = dataclasses.replace(part, prediction=part.prediction._replace(**prediction))
+        parts = {**self.run.parts, execution.MAIN: part}
+        found = judgement.judge(self.experiment, execution.Run(parts, self.run.provenance))
+        return checks.verdict(found), [check.name for check in found if not check.passed]
+
+
+@pytest.fixture
+def claim(request, smoke_runs):
+    """The smoke run of the claim that the test's mark `smoke_run_of(name)` names."""
+    (mark,) = request.node.iter_markers("smoke_run_of")
+    (entry,) = catalogue.find(list(mark.args))
+    experiment = catalogue.load(entry)
+    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
+    return SmokeRun(experiment, execution.load(experiment, paths.arrays))
 
 
 TOY = '''

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamics.theory import deep_linear_collapse as theory
-from experiments import catalogue, checks, execution, judgement, records
+from experiments import execution
 
 IMBALANCED = "theory_checks/collapse/deep_linear_imbalanced_gof"
 TRANSITION = "theory_checks/collapse/deep_linear_minority_collapse_transition"
@@ -14,81 +14,54 @@ BALANCED = "theory_checks/collapse/deep_linear_balanced_of_vs_etf"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
-def saved(name, smoke_runs):
-    """Return a claim and its smoke run."""
-    (entry,) = catalogue.find([name])
-    experiment = catalogue.load(entry)
-    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
-    return experiment, execution.load(experiment, paths.arrays)
-
-
-def main_part(run):
-    return run.parts[execution.MAIN]
-
-
-def verdict(experiment, run, *, prediction=None, **fields):
+def verdict(claim, *, prediction=None, **fields):
     """Return verdict and red claims with another prediction, or some fields replaced."""
-    part = main_part(run)
-    part = dataclasses.replace(
-        part,
-        result=part.result._replace(**fields),
-        prediction=part.prediction if prediction is None else prediction,
-    )
-    found = judgement.judge(
-        experiment, execution.Run({**run.parts, execution.MAIN: part}, run.provenance)
-    )
-    red = [check.name for check in found if check.role == "claim" and not check.passed]
-    return checks.verdict(found), red
+    whole = {} if prediction is None else prediction._asdict()
+    outcome, red = claim.judge(prediction=whole, **fields)
+    claims = {check.name for check in claim.checks() if check.role == "claim"}
+    return outcome, [name for name in red if name in claims]
 
 
-def predicted_with(experiment, run, monkeypatch, name, function):
+def predicted_with(claim, monkeypatch, name, function):
     """Return the prediction with one function of the theory replaced."""
     monkeypatch.setattr(theory, name, function)
     part = execution.compute_part(
-        dataclasses.replace(experiment, run=lambda config: main_part(run).result),
-        main_part(run).config,
+        dataclasses.replace(claim.experiment, run=lambda config: claim.main.result),
+        claim.main.config,
     )
     return part.prediction
-
-
-@pytest.fixture
-def claim(request, smoke_runs):
-    (mark,) = request.node.iter_markers("smoke_run_of")
-    return saved(mark.args[0], smoke_runs)
 
 
 @pytest.mark.smoke_run_of(IMBALANCED)
 class TestImbalanced:
     def test_left_alone_it_holds(self, claim):
-        assert verdict(*claim) == ("holds", [])
+        assert verdict(claim) == ("holds", [])
 
     def test_rows_a_thousandth_too_long_though_the_frame_is_right(self, claim):
         """NC2 and NC3 divide by the norm and see nothing: absolute lengths are what is compared."""
-        rows = main_part(claim[1]).result.classifier
-        outcome, red = verdict(*claim, classifier=1.001 * rows)
+        rows = claim.main.result.classifier
+        outcome, red = verdict(claim, classifier=1.001 * rows)
         assert outcome == "fails"
         assert red == ["relative error of the squared lengths of the rows"]
 
     def test_means_of_the_wrong_power(self, claim):
         """|h|² = p / (p + N λ_H) instead of p / (p + N λ_H)²."""
-        prediction = main_part(claim[1]).prediction
-        outcome, red = verdict(
-            *claim, prediction=prediction._replace(features=prediction.alignment)
-        )
+        prediction = claim.main.prediction
+        outcome, red = verdict(claim, prediction=prediction._replace(features=prediction.alignment))
         assert outcome == "fails"
         assert red == ["relative error of the squared lengths of the class means"]
 
     def test_price_without_the_depth(self, claim, monkeypatch):
         right = theory.price
         wrong = lambda sizes, *, depth, **decays: right(sizes, depth=depth, **decays) / depth
-        prediction = predicted_with(*claim, monkeypatch, "price", wrong)
-        outcome, red = verdict(*claim, prediction=prediction)
+        prediction = predicted_with(claim, monkeypatch, "price", wrong)
+        outcome, red = verdict(claim, prediction=prediction)
         assert outcome == "fails"
         assert "relative error of the squared lengths of the rows" in red
 
     def test_classes_told_in_the_wrong_order(self, claim):
-        rows = main_part(claim[1]).result.classifier[:, :, ::-1, ::-1]
-        outcome, red = verdict(*claim, classifier=rows)
+        rows = claim.main.result.classifier[:, :, ::-1, ::-1]
+        outcome, red = verdict(claim, classifier=rows)
         assert outcome == "fails"
         assert "smallest rise in row length from a class to the next larger" in red
 
@@ -96,72 +69,72 @@ class TestImbalanced:
 @pytest.mark.smoke_run_of(TRANSITION)
 class TestTransition:
     def test_left_alone_it_holds(self, claim):
-        assert verdict(*claim) == ("holds", [])
+        assert verdict(claim) == ("holds", [])
 
     def test_largest_root_without_comparing_zero(self, claim):
         """The formula of the authors' code: a class lives up to the spinodal."""
-        prediction = main_part(claim[1]).prediction
-        outcome, red = verdict(*claim, prediction=prediction._replace(length=prediction.outer))
+        prediction = claim.main.prediction
+        outcome, red = verdict(claim, prediction=prediction._replace(length=prediction.outer))
         assert outcome == "fails"
         assert "largest error of the length, best start" in red
 
     def test_a_threshold_ten_percent_too_low(self, claim):
-        prediction = main_part(claim[1]).prediction
+        prediction = claim.main.prediction
         wrong = prediction._replace(threshold=0.9 * prediction.threshold)
-        outcome, red = verdict(*claim, prediction=wrong)
+        outcome, red = verdict(claim, prediction=wrong)
         assert outcome == "fails"
         assert "β where the minima are equally deep, by theory" in red
 
     def test_no_hysteresis(self, claim):
         """Both starts end where the lower of the two does."""
-        result = main_part(claim[1]).result
+        result = claim.main.result
         lowest = result.loss.argmin(axis=-1)[..., None]
         same = lambda array: np.repeat(np.take_along_axis(array, lowest, axis=-1), 3, axis=-1)
-        outcome, red = verdict(*claim, length=same(result.length), loss=same(result.loss))
+        outcome, red = verdict(claim, length=same(result.length), loss=same(result.loss))
         assert outcome == "fails"
         assert "largest error of the metastable length, large start" in red
         assert "largest length for M >= 2, small start" in red
 
     def test_a_continuous_transition_at_every_depth(self, claim):
         """The lengths of M = 1 in place of those of M = 2 and 3."""
-        result = main_part(claim[1]).result
+        result = claim.main.result
         order = [0, 1, 0, 1, 0, 1]
-        outcome, red = verdict(*claim, length=result.length[:, order])
+        outcome, red = verdict(claim, length=result.length[:, order])
         assert outcome == "fails"
         assert "smallest length above zero for M >= 2, by the jump N λ_H (M - 1)" in red
 
     def test_one_run_that_diverged_voids(self, claim):
-        loss = main_part(claim[1]).result.loss.copy()
+        loss = claim.main.result.loss.copy()
         loss[0, 0, 0, 0] = np.nan
-        assert verdict(*claim, loss=loss)[0] == "void"
+        assert verdict(claim, loss=loss)[0] == "void"
 
 
 @pytest.mark.smoke_run_of(BALANCED)
 class TestBalanced:
     def test_left_alone_it_holds(self, claim):
-        assert verdict(*claim) == ("holds", [])
+        assert verdict(claim) == ("holds", [])
 
     def test_bias_and_no_bias_exchanged(self, claim):
-        result = main_part(claim[1]).result
-        outcome, red = verdict(*claim, rows=result.rows[:, ::-1], means=result.means[:, ::-1])
+        result = claim.main.result
+        outcome, red = verdict(claim, rows=result.rows[:, ::-1], means=result.means[:, ::-1])
         assert outcome == "fails"
         assert "error of the rows' Gram matrix, by p" in red
         assert "NC2 of the means from the frame of each run" in red
 
     def test_rows_a_thousandth_too_long_though_the_frame_is_right(self, claim):
-        outcome, red = verdict(*claim, rows=1.001 * main_part(claim[1]).result.rows)
+        outcome, red = verdict(claim, rows=1.001 * claim.main.result.rows)
         assert outcome == "fails"
         assert "products of rows by their length, less -1 / (K - 1), free bias" not in red
         assert "error of the rows' squared singular values, by p" in red
 
     def test_a_singular_value_that_the_bias_shrinks(self, claim):
         """As if the length followed from the K - 1 classes' worth of targets that are left."""
-        prediction = main_part(claim[1]).prediction
+        prediction = claim.main.prediction
         rows = prediction.rows * np.array([1, 0.75])[:, None, None, None]
-        outcome, red = verdict(*claim, prediction=prediction._replace(rows=rows))
+        outcome, red = verdict(claim, prediction=prediction._replace(rows=rows))
         assert outcome == "fails"
         assert "error of the rows' squared singular values, by p" in red
 
     def test_a_bias_of_zero(self, claim):
-        bias = np.zeros_like(main_part(claim[1]).result.bias)
-        assert verdict(*claim, bias=bias) == ("fails", ["error of the bias"])
+        bias = np.zeros_like(claim.main.result.bias)
+        assert verdict(claim, bias=bias) == ("fails", ["error of the bias"])

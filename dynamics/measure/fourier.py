@@ -66,7 +66,8 @@ def phase_alignment(left: Array, right: Array, readout: Array, modulus: int) -> 
     white noise. Neurons count by the product of their amplitudes. Zero weights give 0.
 
     Args:
-        left, right: (N, p), what element a of the first place, b of the second adds to a neuron.
+        left: (N, p), what element a of the first place adds to a neuron.
+        right: (N, p), what element b of the second place adds.
         readout: (N, p), what a neuron adds to the logit of c.
         modulus: p, at least 2.
 

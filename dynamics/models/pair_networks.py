@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from dynamics.aliases import Array, Params
-from dynamics.models import layers, transformer
+from dynamics.models import layers, parameterisations, transformer
 
 
 class PairMLP(nn.Module):
@@ -67,7 +67,9 @@ class PairMLP(nn.Module):
         hidden = self.activation(self._pre_activations(pairs, left, right, embedding))
         return hidden @ readout
 
-    def _pre_activations(self, pairs: Array, left: Array, right: Array, embedding) -> Array:
+    def _pre_activations(
+        self, pairs: Array, left: Array, right: Array, embedding: Array | None
+    ) -> Array:
         if self.factored:
             if embedding is not None:
                 left, right = embedding @ left, embedding @ right
@@ -141,11 +143,13 @@ def _attend_from_last(
     return _dense(model, params["mix"], "hidden", mixed.reshape(len(pairs), -1))
 
 
-def _dense(model: transformer.Transformer, params: Params, role, h: Array) -> Array:
+def _dense(
+    model: transformer.Transformer, params: Params, role: parameterisations.Role, h: Array
+) -> Array:
     layer = layers.Dense(params["kernel"].shape[1], role, model.parameterisation,
                          use_bias="bias" in params)  # fmt: skip
-    return layer.apply({"params": params}, h)
+    return jnp.asarray(layer.apply({"params": params}, h))
 
 
 def _normalise(model: transformer.Transformer, params: Params, name: str, h: Array) -> Array:
-    return nn.LayerNorm().apply({"params": params[name]}, h) if model.layer_norm else h
+    return jnp.asarray(nn.LayerNorm().apply({"params": params[name]}, h)) if model.layer_norm else h

@@ -201,7 +201,7 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(num_steps=1500, num_times=60, num_seeds=5),
+    smoke=dict(num_times=60, num_seeds=5),
     paper=dict(modulus=97, width=500, num_steps=50_000, num_seeds=16),
     controls={
         "random products": contract.Control(

@@ -1,36 +1,17 @@
 """Take the mechanism of neural collapse away, and the verdict turns red; and the published size."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from experiments import catalogue, checks, execution, judgement, records
+from experiments import catalogue
 
 NAME = "experiments/collapse/neural_collapse_of_a_trained_network"
 pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
 
 
-@pytest.fixture
-def claim(smoke_runs):
-    (entry,) = catalogue.find([NAME])
-    experiment = catalogue.load(entry)
-    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
-    return experiment, execution.load(experiment, paths.arrays)
-
-
-def judge(experiment, run, **fields):
-    """Return the verdict with some fields of the result replaced, and the names of red checks."""
-    part = run.parts[execution.MAIN]
-    replaced = dataclasses.replace(part, result=part.result._replace(**fields))
-    found = judgement.judge(experiment, execution.Run({"main": replaced}, run.provenance))
-    return checks.verdict(found), {check.name for check in found if not check.passed}
-
-
-def swapped(run, setting):
+def swapped(part, setting):
     """Return the metrics with those of cross-entropy replaced by another setting's."""
-    part = run.parts[execution.MAIN]
     names = part.config.conditions
     here, there = (names.index(f"mlp: {name}") for name in ("cross-entropy", setting))
     metrics = {}
@@ -42,7 +23,7 @@ def swapped(run, setting):
 
 
 def test_left_alone_it_holds(claim):
-    assert judge(*claim) == ("holds", set())
+    assert claim.judge() == ("holds", [])
 
 
 @pytest.mark.parametrize(
@@ -55,22 +36,22 @@ def test_left_alone_it_holds(claim):
     ],
 )  # fmt: skip
 def test_a_run_without_the_mechanism_is_no_collapse(claim, setting, red):
-    verdict, found = judge(*claim, **swapped(claim[1], setting))
+    verdict, found = claim.judge(**swapped(claim.main, setting))
     assert verdict == "fails"
-    assert red <= found
+    assert red <= set(found)
 
 
 def test_a_network_that_never_fits_is_void(claim):
-    error = claim[1].parts["main"].result.train_error
-    verdict, red = judge(*claim, train_error=np.maximum(error, 0.01))
+    error = claim.main.result.train_error
+    verdict, red = claim.judge(train_error=np.maximum(error, 0.01))
     assert verdict == "void"
     assert "zero training error reached, share of the run" in red
 
 
 def test_a_divergence_is_void(claim):
-    nc1 = claim[1].parts["main"].result.nc1.copy()
+    nc1 = claim.main.result.nc1.copy()
     nc1[0, 1, 5:] = np.nan
-    assert judge(*claim, nc1=nc1)[0] == "void"
+    assert claim.judge(nc1=nc1)[0] == "void"
 
 
 def test_decay_that_is_dropped_turns_the_run_red():
@@ -80,7 +61,7 @@ def test_decay_that_is_dropped_turns_the_run_red():
     config = experiment.configure("smoke", dict(weight_decay=0.0, mlp_steps=300, num_seeds=1))
     result = jax.tree.map(np.asarray, experiment.run(config))
     red = {check.name for check in experiment.check(config, result) if not check.passed}
-    assert {"NC1 at the end / at zero error", "NC2 at the end"} <= red
+    assert {"NC1 at the end / at zero error", "NC2 at the end"} <= set(red)
 
 
 def test_the_published_protocol_runs_on_small_files(tmp_path):
