@@ -89,6 +89,47 @@ def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Ta
     return Table(pairs[:num_train], products[:num_train], pairs[num_train:], products[num_train:])
 
 
+class CorruptedLabels(NamedTuple):
+    """Labels of which some were replaced."""
+
+    labels: Array  # (N,) int32
+    corrupted: Array  # (N,) bool, the replaced ones, also those that were given their own again
+
+
+def corrupt_labels(key: Key, labels: Array, num_classes: int, fraction: float) -> CorruptedLabels:
+    """Return labels of which exactly round(fraction N), chosen at random, were drawn anew.
+
+    The new label is uniform over all classes, the right one included, so that of the corrupted
+    labels one in `num_classes` is still right: a network that has learnt the rule and nothing else
+    agrees with a share 1 - fraction (1 - 1 / num_classes) of the labels, in expectation.
+
+    Args:
+        key: of the choice and of the new labels.
+        labels: (N,) integers from 0 to num_classes - 1.
+        num_classes: C, at least 1.
+        fraction: share of the labels that is replaced, from 0 to 1.
+
+    Raises:
+        ValueError: `labels` is not one-dimensional and non-empty, `num_classes` is below 1, or
+            `fraction` is outside [0, 1].
+
+    Reference: Doshi, Das, He, Gromov 2023, arXiv:2310.13061, section 2.
+    """
+    _at_least(num_classes, 1, "num_classes")
+    labels = jnp.asarray(labels)
+    if labels.ndim != 1 or not labels.size:
+        message = f"labels has shape {labels.shape}; give (N,), at least one label"
+        raise ValueError(message)
+    if not 0 <= fraction <= 1:
+        message = f"fraction={fraction}: give a share from 0 to 1"
+        raise ValueError(message)
+    choice_key, label_key = jax.random.split(key)
+    rank = jax.random.permutation(choice_key, len(labels))
+    corrupted = rank < round(fraction * len(labels))
+    drawn = jax.random.randint(label_key, labels.shape, 0, num_classes, jnp.int32)
+    return CorruptedLabels(jnp.where(corrupted, drawn, labels).astype(jnp.int32), corrupted)
+
+
 def _at_least(value: int, least: int, name: str) -> None:
     if value < least:
         message = f"{name}={value}: give at least {least}"

@@ -3,10 +3,19 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from dynamics.aliases import Array
+from dynamics.measure import statistics, survival
 from dynamics.measure.fourier import fourier_power as fourier_power
 from dynamics.measure.fourier import inverse_participation_ratio as inverse_participation_ratio
+from dynamics.measure.memorising_neurons import kept_neurons as kept_neurons
+from dynamics.measure.memorising_neurons import memorising_neurons as memorising_neurons
+from dynamics.measure.memorising_neurons import neuron_participation as neuron_participation
+from dynamics.measure.memorising_neurons import prune_neurons as prune_neurons
+from dynamics.measure.progress_measures import excluded_loss as excluded_loss
+from dynamics.measure.progress_measures import key_frequencies as key_frequencies
+from dynamics.measure.progress_measures import restricted_loss as restricted_loss
 
 DIRECTIONS = ("above", "below")
 
@@ -82,3 +91,47 @@ def grokking_delay(steps: Any, train_accuracy: Any, test_accuracy: Any, threshol
     test = first_crossing(steps, test_accuracy, threshold)
     seen = jnp.isfinite(train) & jnp.isfinite(test)
     return jnp.where(seen, test - jnp.where(seen, train, 0.0), jnp.inf)
+
+
+def grokking_delay_median(
+    steps: Any,
+    train_accuracy: Any,
+    test_accuracy: Any,
+    threshold: float,
+    *,
+    confidence: float = 0.95,
+) -> statistics.Interval:
+    """Return the median `grokking_delay` over seeds and its interval, in the unit of `steps`.
+
+    A seed whose test accuracy never reaches the threshold is not left out, which would make the
+    delay look shorter: its delay is censored at the steps that were left after its training
+    crossing, and the median is that of Kaplan and Meier (`survival.kaplan_meier_median`). It, and
+    its upper bound, may be infinite. A seed whose training accuracy never crosses has no delay at
+    all; then everything is NaN.
+
+    Args:
+        steps: (T,) increasing; the budget is the last of them.
+        train_accuracy: (S, T).
+        test_accuracy: (S, T).
+        threshold: The accuracy that counts as solved, for both.
+        confidence: Probability that the interval holds the median, for large S.
+
+    Raises:
+        ValueError: the shapes do not fit; `confidence` is not inside (0, 1).
+
+    Example:
+        >>> train, test = [[0.0, 1.0, 1.0]] * 3, [[0.0, 0.0, 1.0]] * 2 + [[0.0, 0.0, 0.0]]
+        >>> print(grokking_delay_median([0, 10, 20], train, test, 1.0).estimate)
+        10.0
+    """
+    train_accuracy = jnp.asarray(train_accuracy)
+    if train_accuracy.ndim != 2:
+        message = f"train_accuracy has shape {train_accuracy.shape}; give (S, T), one row a seed"
+        raise ValueError(message)
+    delay = np.asarray(grokking_delay(steps, train_accuracy, test_accuracy, threshold))
+    fitted = np.asarray(first_crossing(steps, train_accuracy, threshold))
+    if not np.isfinite(fitted).all():
+        return statistics.Interval(*[np.float64(np.nan)] * 3)
+    observed = np.isfinite(delay)
+    waited = np.where(observed, delay, np.asarray(steps)[-1] - fitted)
+    return survival.kaplan_meier_median(waited, observed, confidence)

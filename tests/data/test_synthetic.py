@@ -135,3 +135,42 @@ def test_a_dynamical_system_turns_and_does_not_stretch(key, x64):
 def test_wrong_arguments_are_named(key, call, argument):
     with pytest.raises(ValueError, match=argument):
         call(key)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.333, 1.0])
+def test_exactly_so_many_labels_are_corrupted(key, fraction):
+    labels = jnp.arange(1000) % 31
+    found = algorithmic.corrupt_labels(key, labels, 31, fraction)
+    assert found.corrupted.sum() == round(fraction * 1000)
+    assert (found.labels == labels)[~found.corrupted].all()
+    assert found.labels.min() >= 0
+    assert found.labels.max() < 31
+
+
+def test_new_labels_are_uniform_and_may_be_right(key):
+    """Shares within five standard errors; the chosen ones are spread over the labels as well."""
+    labels = jnp.arange(50_000) % 5
+    found = algorithmic.corrupt_labels(key, labels, 5, 0.4)
+    drawn, old = (np.asarray(a[found.corrupted]) for a in (found.labels, labels))
+    for label in range(5):
+        assert within(drawn == label, 0.2)
+        assert within(old == label, 0.2)
+    assert within(drawn == old, 0.2)
+    assert within(drawn[old == 3] == 1, 0.2)
+
+
+def test_corruption_under_jit_and_vmap_and_its_refusals(key):
+    keys, labels = jax.random.split(key, 3), jnp.arange(40) % 7
+    corrupt = lambda key: algorithmic.corrupt_labels(key, labels, 7, 0.5)
+    together = jax.jit(jax.vmap(corrupt))(keys)
+    for k, one in enumerate(keys):
+        np.testing.assert_array_equal(together.labels[k], corrupt(one).labels)
+    assert (together.corrupted.sum(axis=1) == 20).all()
+    for fraction in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="fraction="):
+            algorithmic.corrupt_labels(key, labels, 7, fraction)
+    with pytest.raises(ValueError, match="num_classes=0"):
+        algorithmic.corrupt_labels(key, labels, 0, 0.5)
+    for wrong in (jnp.zeros((2, 2)), jnp.zeros(0)):
+        with pytest.raises(ValueError, match="labels has shape"):
+            algorithmic.corrupt_labels(key, wrong, 7, 0.5)
