@@ -175,14 +175,13 @@ def plot(config: Config, result: Result, figure) -> None:
                                     (result.train_accuracy, ":", f"training, {name}")):  # fmt: skip
             plotting.band(accuracy, result.step, curves[:, setting], label=label, linestyle=line,
                           **style)  # fmt: skip
-        plotting.band(weights, result.step, result.participation[:, setting], **style,
-                      label="participation" if setting == 0 else None)  # fmt: skip
-        plotting.band(weights, result.step, result.alignment[:, setting], linestyle="--", **style,
-                      label="phase alignment" if setting == 0 else None)  # fmt: skip
+        plotting.band(weights, result.step, result.participation[:, setting], **style)
+        plotting.band(weights, result.step, result.alignment[:, setting], linestyle="--", **style)
     for axes, name in ((accuracy, "accuracy"), (weights, "of neurons")):
         axes.set(xscale="log", xlim=(5, config.num_steps), xlabel="step", ylabel=name)
-    accuracy.legend(fontsize=6.5, loc="center left")
-    weights.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(0, 0.55))
+    accuracy.legend(fontsize=6.5, loc="upper left")
+    weights.text(6, 0.5, "phase\nalignment", fontsize=6.5)
+    weights.text(6, 0.17, "participation", fontsize=6.5)
     panels = [figure.add_subplot(grid[1, column]) for column in range(3)]
     shown = result.step[snapshots(config, result.step)]
     for axes, power, time in zip(panels, result.power[0, 0], shown, strict=True):
