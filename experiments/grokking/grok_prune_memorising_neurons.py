@@ -1,0 +1,287 @@
+"""Pruning the units of many frequencies forgets the wrong labels and keeps the rule.
+
+Claim      In a network that has memorised wrong labels and generalises, hidden units pruned in
+           increasing order of their inverse participation ratio over Z_p take the wrong labels with
+           them and leave clean test accuracy; most wrongly labelled pairs are then answered right.
+           In decreasing order the rule goes and the wrong labels stay; random order lies between.
+Control    Ratios of a renamed group (elements shuffled before the transform) tell nothing. With
+           all labels random no unit is periodic and the order does not matter; with clean labels
+           all are, and it hardly does; without weight decay there is no rule to keep.
+Reference  Doshi et al. 2023, arXiv:2310.13061. Measured beside it: pruning the shortest units first
+           does much of the same, and forgets fewer wrong labels for as many units.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dynamics import parallel
+from dynamics.aliases import Array, Key
+from dynamics.data import algorithmic
+from dynamics.measure import grokking
+from dynamics.models import pair_networks
+from dynamics.training import step, trajectory
+from experiments import checks, contract, plotting, runner
+
+PAPER_IDS = ("P90",)
+PILOT_SEEDS = (101, 102, 103)
+CONDITIONS = ("wrong labels", "clean labels", "random labels", "no decay")
+ORDERS = ("lowest ratio first", "highest ratio first", "random order", "shortest first")
+MEASURES = ("wrong", "test", "corrected")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    order: int = 31  # p, a prime
+    width: int = 200
+    decay: float = 5.0  # λ of AdamW: both the rule and the wrong labels are learnt
+    corruption: float = 0.2  # ξ
+    train_fraction: float = 0.7
+    learning_rate: float = 0.01
+    momentum_decay: float = 0.9
+    variance_decay: float = 0.98
+    num_steps: int = 300
+    num_fractions: int = 21  # from nothing to all; odd, so that one half is among them
+    renamed: bool = False  # for the control: shuffle the elements before the ratio is taken
+    num_seeds: int = 5
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.num_fractions < 3 or self.num_fractions % 2 == 0:
+            message = f"num_fractions={self.num_fractions}: give an odd number from 3 on"
+            raise ValueError(message)
+        if not 0 < self.corruption < 1:
+            message = f"corruption={self.corruption}: give a share between 0 and 1"
+            raise ValueError(message)
+
+    def settings(self) -> tuple[tuple[float, float], ...]:
+        """Return ξ and λ of each of CONDITIONS."""
+        decay = self.decay
+        return (self.corruption, decay), (0.0, decay), (1.0, decay), (self.corruption, 0.0)
+
+
+class Result(NamedTuple):
+    """S seeds, C conditions, O orders, F fractions, N hidden units."""
+
+    fraction: Array  # (F,) of the units that are pruned
+    fitted: Array  # (S, C) agreement with all training labels, nothing pruned
+    wrong: Array  # (S, C, O, F) agreement with the wrong training labels; 0 without any
+    test: Array  # (S, C, O, F) accuracy on clean test pairs
+    corrected: Array  # (S, C, O, F) share of the wrongly labelled pairs that are answered right
+    participation: Array  # (S, C, N)
+
+
+class Task(NamedTuple):
+    table: algorithmic.Table
+    labels: Array  # (N,) some of them wrong
+    init_key: Key
+    order_key: Key
+    name_key: Key
+
+
+def run(config: Config) -> Result:
+    """Train every seed in every condition, then prune it in every order."""
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    settings = config.settings()
+    tasks = [jax.vmap(lambda k, f=f: make_task(k, config, f))(keys) for f, _ in settings]
+    members = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *tasks)  # condition by seed
+    decays = jnp.repeat(jnp.array([decay for _, decay in settings]), len(keys))
+    found = parallel.ensemble(functools.partial(train_and_prune, config), (members, decays))
+    shape = (len(CONDITIONS), len(keys))
+    fraction = np.linspace(0, 1, config.num_fractions)
+    return Result(fraction, *(a.reshape(*shape, *a.shape[1:]).swapaxes(0, 1) for a in found))
+
+
+def make_task(key: Key, config: Config, fraction: float) -> Task:
+    split_key, corruption_key, *others = jax.random.split(key, 5)
+    group = algorithmic.cyclic_group(config.order)
+    table = algorithmic.split_table(split_key, group, config.train_fraction)
+    labels, _ = algorithmic.corrupt_labels(
+        corruption_key, table.train_products, config.order, fraction
+    )
+    return Task(table, labels, *others)
+
+
+def train_and_prune(config: Config, member) -> tuple[Array, ...]:
+    task, decay = member
+    table, labels = task.table, task.labels
+    std = 0.5 / (2 * config.width) ** (1 / 3)
+    model = pair_networks.PairMLP(config.order, config.width, first_std=std, readout_std=std)
+    targets = jax.nn.one_hot(labels, config.order)
+
+    def loss(params):
+        return jnp.mean((model.apply(params, table.train_pairs) - targets) ** 2)
+
+    def agreement(state: step.TrainState):
+        answers = jnp.argmax(model.apply(state.params, table.train_pairs), axis=1)
+        return jnp.mean(answers == labels)
+
+    optimiser = optax.adamw(
+        config.learning_rate, config.momentum_decay, config.variance_decay, weight_decay=decay
+    )
+    start = step.initial_state(model.init(task.init_key, table.train_pairs), optimiser)
+    update = step.optax_step(loss, optimiser)
+    times = [config.num_steps]
+    fitted, end = trajectory.record_with_state(update, start, agreement, times=times)
+    weights = end.params["params"]
+    ratio, orders = pruning_orders(config, task, weights)
+
+    is_wrong = labels != table.train_products
+
+    def accuracies(readout: Array) -> Array:
+        params = {"params": {**weights, "readout": readout}}
+        answer = lambda pairs: jnp.argmax(model.apply(params, pairs), axis=1)
+        train = answer(table.train_pairs)
+        on_wrong = lambda hit: jnp.sum(hit & is_wrong) / jnp.maximum(is_wrong.sum(), 1)
+        test = jnp.mean(answer(table.test_pairs) == table.test_products)
+        return jnp.stack([on_wrong(train == labels), test, on_wrong(train == table.train_products)])
+
+    fraction = np.linspace(0, 1, config.num_fractions)
+    num_pruned = (fraction * config.width).round().astype(int)
+
+    def along(order: Array) -> Array:
+        return jax.lax.map(
+            accuracies, grokking.prune_neurons(weights["readout"], order, num_pruned)
+        )
+
+    found = jnp.moveaxis(jax.lax.map(along, orders), -1, 0)  # (3, O, F)
+    return fitted[0], *found, ratio
+
+
+def pruning_orders(config: Config, task: Task, weights: dict[str, Array]) -> tuple[Array, Array]:
+    """Return the participation of the units (N,) and ORDERS to prune them in (O, N)."""
+    left, right, readout = (weights[name] for name in ("left", "right", "readout"))
+    names = jnp.arange(config.order)
+    if config.renamed:
+        names = jax.random.permutation(task.name_key, names)
+    ratio = grokking.neuron_participation(left[names], right[names], readout[:, names])
+    length = jnp.sum(left**2 + right**2, axis=0) + jnp.sum(readout**2, axis=1)
+    shuffled = jax.random.permutation(task.order_key, config.width)
+    orders = [jnp.argsort(ratio), jnp.argsort(-ratio), shuffled, jnp.argsort(length)]
+    return ratio, jnp.stack(orders)
+
+
+def check(config: Config, result: Result) -> list[checks.Check]:
+    half = config.num_fractions // 2
+    curve = lambda measure, order, condition="wrong labels": getattr(result, measure)[
+        :, CONDITIONS.index(condition), ORDERS.index(order)
+    ]  # (S, F)
+    at_half = lambda *which: curve(*which)[:, half]
+    lost = lambda *which: curve(*which)[:, 0] - at_half(*which)
+    low, high, random, short = ORDERS
+    # Area between the curves of test accuracy and wrong labels, over the fraction pruned.
+    area = lambda order: (curve("test", order) - curve("wrong", order)).mean(axis=-1)  # (S,)
+    memorise = np.asarray(grokking.memorising_neurons(result.participation)).mean(axis=-1)
+    every, control = checks.every_seed, functools.partial(checks.every_seed, role="control")
+    return [
+        every("training labels fitted", result.fitted[:, [0, 2, 3]], lower=0.98,
+              role="precondition", why="else nothing was memorised; raise num_steps"),
+        every("test accuracy, nothing pruned", curve("test", low)[:, 0], lower=0.9,
+              role="precondition", why="else there is no rule to keep; raise num_steps"),
+        every("share of units that memorise", memorise[:, 0], lower=0.25, upper=0.75,
+              why="there are both kinds; pilots 0.48 to 0.56"),
+        every("lowest first: wrong labels lost, half pruned", lost("wrong", low), lower=0.4,
+              why="four in ten; pilots 0.54 to 0.72, renamed 0.03 to 0.16"),
+        checks.above("lowest first: test accuracy gained, half pruned, mean over seeds",
+                     -lost("test", low).mean(), -0.05,
+                     why="nothing lost but noise; pilots -0.01 to 0.003, renamed -0.43 to -0.26"),
+        every("lowest first: wrongly labelled pairs answered right, half pruned", lower=0.3,
+              values=at_half("corrected", low),
+              why="the rule comes to light; pilots from 0.50, renamed up to 0.05"),
+        every("highest first: test accuracy lost, half pruned", lost("test", high), lower=0.6,
+              why="the rule goes; pilots from 0.83, renamed 0.25 to 0.41"),
+        every("highest first: wrong labels lost, half pruned", lost("wrong", high), upper=0.25,
+              why="they stay; pilots up to 0.10"),
+        every("area between test and wrong labels, lowest less random", area(low) - area(random),
+              lower=0.2, why="random lies below; pilots from 0.42, renamed up to 0.07"),
+        every("area between test and wrong labels, random less highest",
+              area(random) - area(high), lower=0.2,
+              why="and above; pilots from 0.32, renamed up to 0.07"),
+        control("random labels: share of units that memorise", memorise[:, 2], lower=0.95,
+                why="there is no rule; pilots 1"),
+        control("clean labels: share of units that memorise", memorise[:, 1], upper=0.15,
+                why="there is nothing else; pilots up to 0.04"),
+        control("random labels: wrong labels lost, lowest less highest first", lower=-0.15,
+                upper=0.15, values=lost("wrong", low, "random labels")
+                - lost("wrong", high, "random labels"),
+                why="one kind of units: order means nothing; pilots within 0.06"),
+        control("clean labels: test accuracy lost, highest first, half pruned", upper=0.2,
+                values=lost("test", high, "clean labels"),
+                why="half of them carry the rule as well; pilots up to 0.05"),
+        control("no decay: test accuracy, lowest first, half pruned", upper=0.5,
+                values=at_half("test", low, "no decay"),
+                why="there was no rule to keep; pilots 0.13 to 0.30"),
+        checks.above("wrong labels lost, lowest ratio less shortest first, mean over seeds",
+                     (lost("wrong", low) - lost("wrong", short)).mean(), 0.03, role="control",
+                     why="the ratio tells more than the length; pilots 0.16 to 0.22"),
+    ]  # fmt: skip
+
+
+def plot(config: Config, result: Result, figure) -> None:
+    figure.set_size_inches(7.4, 4.6)
+    panels = figure.subplots(2, 3)
+    histogram, *curves = panels.ravel()
+    bins = np.linspace(0, 1, 41)
+    for colour, condition in zip(("#000000", "#CC79A7", "#E69F00"), CONDITIONS, strict=False):
+        units = result.participation[:, CONDITIONS.index(condition)].ravel()
+        weights = np.full(units.size, 1 / units.size)
+        style = dict(color=colour, histtype="stepfilled", alpha=0.5, label=condition)
+        histogram.hist(units, bins, weights=weights, **style)
+    histogram.axvline(0.5, ymax=0.55, color="black", linestyle=":", linewidth=1)
+    histogram.text(0.5, 0.36, "memorise | generalise", ha="center", fontsize=7)
+    histogram.set(xlabel="inverse participation ratio", ylabel="share of hidden units")
+    histogram.set_ylim(0, 0.62)
+    histogram.legend(loc="upper right")
+    names = {"wrong": "wrong labels, as given", "test": "test, clean",
+             "corrected": "wrong labels, put right"}  # fmt: skip
+    for axes, order in zip(curves, ORDERS, strict=False):
+        o = ORDERS.index(order)
+        for colour, (measure, label) in zip(plotting.COLOURS[2::-1], names.items(), strict=True):
+            values = getattr(result, measure)[:, 0, o]
+            plotting.band(axes, result.fraction, values, color=colour, label=label, spread="range")
+        axes.set_title(order)
+    last = curves[-1]
+    for colour, order in zip(plotting.COLOURS[3:], ORDERS[:3], strict=False):
+        values = result.wrong[:, CONDITIONS.index("random labels"), ORDERS.index(order)]
+        plotting.band(last, result.fraction, values, color=colour, label=order, spread="range")
+    last.set_title("all labels random")
+    last.legend(loc="lower left")
+    for axes in curves:
+        axes.set(xlabel="fraction of units pruned", ylim=(-0.03, 1.03))
+        axes.set_ylabel("agreement" if axes is last else "accuracy")
+    figure.legend(*curves[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    plotting.label_panels(panels)
+
+
+EXPERIMENT = contract.Experiment(
+    Config,
+    run,
+    check,
+    plot,
+    smoke=dict(num_seeds=3, num_steps=200, num_fractions=11),
+    paper=dict(order=97, width=500, num_steps=2000),
+    controls={
+        "renamed elements": contract.Control(
+            dict(renamed=True, num_seeds=3),
+            breaks={
+                "share of units that memorise": "above",
+                "lowest first: wrong labels lost, half pruned": "below",
+                "lowest first: test accuracy gained, half pruned, mean over seeds": "below",
+                "lowest first: wrongly labelled pairs answered right, half pruned": "below",
+                "highest first: test accuracy lost, half pruned": "below",
+                "area between test and wrong labels, lowest less random": "below",
+                "area between test and wrong labels, random less highest": "below",
+            },
+            why="the same networks, but a frequency of shuffled elements is none of addition",
+            needs=("training labels fitted", "test accuracy, nothing pruned"),
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    runner.main(EXPERIMENT)
