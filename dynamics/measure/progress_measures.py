@@ -50,7 +50,9 @@ def logits_on_sums(logits: Array, frequencies: Array) -> Array:
     The orthogonal projection, for each of the K outputs, onto cos(2π k (a + b) / p) and
     sin(2π k (a + b) / p) of the given k: the bins (k, k) and (-k, -k) of the transform over (a, b).
     k = 0 gives the mean over the table. With all frequencies 0 to p // 2 it is the mean over the
-    pairs of the same sum.
+    pairs of the same sum. Pairs that were trained on count in it: a network that knows nothing but
+    most of the table by heart answers every sum right after this averaging, so that accuracy of
+    the projected logits alone is no sign that the network generalises.
 
     Args:
         logits: (..., p, p, K) on the whole table, indexed by a, then b.

@@ -1,0 +1,93 @@
+"""Pruning curves told in another order or of another network, and nothing left to prune."""
+
+import numpy as np
+import pytest
+
+NAME = "experiments/grokking/grok_prune_memorising_neurons"
+pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
+WRONG, CLEAN, RANDOM, UNDECAYED = range(4)
+LOWEST, HIGHEST, SHUFFLED, SHORTEST = range(4)
+CURVES = ("wrong", "test", "corrected")
+
+
+def told_as(result, *, conditions=(0, 1, 2, 3), orders=(0, 1, 2, 3)):
+    return {c: getattr(result, c)[:, list(conditions)][:, :, list(orders)] for c in CURVES}
+
+
+def test_left_alone_it_holds(smoke_run):
+    assert smoke_run.judge() == ("holds", set())
+
+
+@pytest.mark.parametrize(
+    ("orders", "red"),
+    [
+        ((HIGHEST, LOWEST, SHUFFLED, SHORTEST), {
+            "lowest first: wrong labels lost, half pruned",
+            "lowest first: test accuracy gained, half pruned, mean over seeds",
+            "lowest first: wrongly labelled pairs answered right, half pruned",
+            "highest first: test accuracy lost, half pruned",
+            "highest first: wrong labels lost, half pruned",
+            "area between test and wrong labels, lowest less random",
+            "area between test and wrong labels, random less highest"}),
+        ((LOWEST, HIGHEST, LOWEST, SHORTEST),
+         {"area between test and wrong labels, lowest less random"}),
+        ((LOWEST, HIGHEST, HIGHEST, SHORTEST),
+         {"area between test and wrong labels, random less highest"}),
+        ((SHORTEST, HIGHEST, SHUFFLED, SHORTEST),
+         {"wrong labels lost, lowest ratio less shortest first, mean over seeds"}),
+    ],
+)  # fmt: skip
+def test_another_order_of_pruning(smoke_run, orders, red):
+    verdict, found = smoke_run.judge(**told_as(smoke_run.result, orders=orders))
+    assert verdict == "fails"
+    assert red <= found
+
+
+def test_a_network_without_a_rule_is_void(smoke_run):
+    """Without decay nothing generalises, so that there is nothing to keep."""
+    fields = told_as(smoke_run.result, conditions=(UNDECAYED, CLEAN, RANDOM, UNDECAYED))
+    verdict, red = smoke_run.judge(**fields)
+    assert verdict == "void"
+    assert "test accuracy, nothing pruned" in red
+
+
+def test_labels_that_were_not_memorised_are_void(smoke_run):
+    fitted = np.minimum(smoke_run.result.fitted, 0.9)
+    assert smoke_run.judge(fitted=fitted)[0] == "void"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "red"),
+    [
+        ((CLEAN, CLEAN, RANDOM, UNDECAYED), "share of units that memorise"),
+        ((RANDOM, CLEAN, RANDOM, UNDECAYED), "share of units that memorise"),
+        ((WRONG, WRONG, RANDOM, UNDECAYED), "clean labels: share of units that memorise"),
+        ((WRONG, CLEAN, WRONG, UNDECAYED), "random labels: share of units that memorise"),
+    ],
+)
+def test_units_of_another_network(smoke_run, conditions, red):
+    participation = smoke_run.result.participation[:, list(conditions)]
+    assert smoke_run.judge(participation=participation) == ("fails", {red})
+
+
+@pytest.mark.parametrize(
+    ("conditions", "red"),
+    [
+        ((WRONG, WRONG, RANDOM, UNDECAYED),
+         "clean labels: test accuracy lost, highest first, half pruned"),
+        ((WRONG, CLEAN, WRONG, UNDECAYED),
+         "random labels: wrong labels lost, lowest less highest first"),
+        ((WRONG, CLEAN, RANDOM, WRONG), "no decay: test accuracy, lowest first, half pruned"),
+    ],
+)  # fmt: skip
+def test_controls_that_behave_like_the_claim(smoke_run, conditions, red):
+    fields = told_as(smoke_run.result, conditions=conditions)
+    assert smoke_run.judge(**fields) == ("fails", {red})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"num_fractions": 4}, "odd"), ({"corruption": 1.0}, "between 0")]
+)
+def test_wrong_settings_are_refused(smoke_run, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        smoke_run.experiment.config(**wrong)
