@@ -34,7 +34,6 @@ PAPER_IDS = ("P90",)
 PILOT_SEEDS = (101, 102, 103)
 PHASES = ("memorise", "coexist", "unlearn", "forget")
 CONDITIONS = (*PHASES, "clean labels", "random labels", "penalty")
-MEASURES = ("train", "test", "wrong", "corrected")
 
 
 @dataclasses.dataclass(frozen=True)

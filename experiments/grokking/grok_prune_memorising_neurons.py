@@ -32,7 +32,6 @@ PAPER_IDS = ("P90",)
 PILOT_SEEDS = (101, 102, 103)
 CONDITIONS = ("wrong labels", "clean labels", "random labels", "no decay")
 ORDERS = ("lowest ratio first", "highest ratio first", "random order", "shortest first")
-MEASURES = ("wrong", "test", "corrected")
 
 
 @dataclasses.dataclass(frozen=True)
