@@ -232,8 +232,9 @@ def plot(config: Config, result: Result, figure) -> None:
     for c, (phase, decay) in enumerate(zip(PHASES, config.decays, strict=True)):
         above, below = panels[:, c]
         for colour, (measure, label) in zip(plotting.COLOURS, names.items(), strict=False):
+            style = dict(label=label, color=colour, linewidth=3 if measure == "train" else 1.2)
             values = getattr(result, measure)[:, c]
-            plotting.band(above, result.step, values, color=colour, label=label, spread="range")
+            plotting.band(above, result.step, values, spread="range", **style)
         plotting.threshold(above, plateau(config), label="plateau 1 − ξ (1 − 1/p)")
         above.set(xlabel="step", title=f"λ = {decay:g}: {phase}", ylim=(-0.03, 1.03))
         for other, colour in (("random labels", "#999999"), (phase, plotting.COLOURS[0])):

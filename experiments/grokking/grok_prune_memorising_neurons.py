@@ -245,9 +245,11 @@ def plot(config: Config, result: Result, figure) -> None:
             plotting.band(axes, result.fraction, values, color=colour, label=label, spread="range")
         axes.set_title(order)
     last = curves[-1]
-    for colour, order in zip(plotting.COLOURS[3:], ORDERS[:3], strict=False):
+    styles = (("#000000", "-"), ("#CC79A7", "--"), ("#56B4E9", ":"))
+    for (colour, line), order in zip(styles, ORDERS, strict=False):
         values = result.wrong[:, CONDITIONS.index("random labels"), ORDERS.index(order)]
-        plotting.band(last, result.fraction, values, color=colour, label=order, spread="range")
+        style = dict(label=order, color=colour, linestyle=line, spread="range")
+        plotting.band(last, result.fraction, values, **style)
     last.set_title("all labels random")
     last.legend(loc="lower left")
     for axes in curves:
