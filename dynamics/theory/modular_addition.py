@@ -10,11 +10,10 @@ Fourier transforms u^_k = Σ_a u_a exp(-2πi k a / M)
 
     E = (2/M) Σ_(k≠0) |u^_k|² |v^_k|².
 
-Gradient ascent moves each frequency by itself: du^_k/dt = 4 u^_k |v^_k|² and
-dv^_k/dt = 4 v^_k |u^_k|². Phases stand still, |u^_k|² - |v^_k|² is conserved, and frequency k alone
-would diverge at the time 1 / (8 L_k), L_k the logarithmic mean of the two powers. E is homogeneous,
-so ascent on the unit sphere is this flow seen from the origin: it ends at the frequency that
-diverges first.
+Gradient ascent moves each frequency by itself: du^_k/dt = 4 u^_k |v^_k|² and the same for v^.
+Phases stand still, |u^_k|² - |v^_k|² is conserved, and frequency k alone would diverge at the time
+1 / (8 L_k), L_k the logarithmic mean of the two powers. E is homogeneous, so ascent on the unit
+sphere is this flow seen from the origin: it ends at the frequency that diverges first.
 """
 
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from dynamics.aliases import Array
 
 CORRECT_VARIANCE = 17 / 16  # of a correct logit over random phases, per neuron
 PAIR_CORRELATION = 1 / 16  # of the logits of offsets d and -d
+NUM_HALVINGS = 60  # of the bracket in which a time is sought: down to rounding
 NUM_NODES = 80  # of Gauss-Hermite: 40 agree with 80 to 1e-9 up to modulus 97 and width 1000
 
 
@@ -38,6 +38,14 @@ class Network(NamedTuple):
     readout: Array  # (N, M)
 
 
+class Ascent(NamedTuple):
+    """Ascent of E on the unit sphere at T times, frequencies k = 0, ..., M // 2."""
+
+    energy: Array  # (..., T)
+    first: Array  # (..., T, M // 2 + 1) |u^_k|²
+    second: Array  # (..., T, M // 2 + 1) |v^_k|²
+
+
 def energy(first: Array, second: Array) -> Array:
     """Return E (...) of neurons with weights u, v (..., M), in the Fourier form.
 
@@ -45,8 +53,8 @@ def energy(first: Array, second: Array) -> Array:
     Grokking", for the energy; its Fourier form is derived here.
 
     Example:
-        >>> print(f"{energy(jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0])):.4f}")
-        1.3333
+        >>> print(energy(jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0])).round(5))
+        1.33333
     """
     modulus = _modulus(first, second)
     power = jnp.abs(jnp.fft.fft(first)) ** 2 * jnp.abs(jnp.fft.fft(second)) ** 2
@@ -89,6 +97,67 @@ def ascent_rates(first: Array, second: Array) -> Array:
     return jnp.where(both, mean, 0)
 
 
+def ascent(first: Array, second: Array, times: Array) -> Ascent:
+    """Return gradient ascent of E on |u|² + |v|² = 1 from the direction of (u, v), solved exactly.
+
+    In the time t of the flow in all space, with T_k = 1 / (8 L_k) - t left to frequency k,
+
+        |u^_k|² = φ(z) / (8 T_k),  |v^_k|² = φ(-z) / (8 T_k),  φ(z) = z / (1 - exp(-z)),
+
+    z = 8 (|u^_k|² - |v^_k|²) T_k. The sphere has its own time s, ds/dt = |w|², of which the
+    integral is closed too:
+
+        s = Σ_(k≠0) log(growth of |u^_k|² |v^_k|²) / (8 M) + (|u^_0|² + |v^_0|²) t / M.
+
+    Args:
+        first: u (..., M), of any length.
+        second: v (..., M).
+        times: s (T,), not negative.
+
+    Reference: derived here.
+    """
+    modulus = _modulus(first, second)
+    length = jnp.sqrt(jnp.sum(first**2 + second**2, axis=-1, keepdims=True))
+    first, second = first / length, second / length
+    start = [jnp.abs(jnp.fft.rfft(w)[..., None, :]) ** 2 for w in (first, second)]  # (..., 1, K)
+    bins = jnp.arange(modulus // 2 + 1)
+    pairs = jnp.where((bins > 0) & (2 * bins < modulus), 2, 1)  # k and M - k
+    rates = ascent_rates(first, second)[..., None, :]
+    rates = jnp.concatenate([jnp.zeros_like(rates[..., :1]), rates], axis=-1)
+    moves = rates > 0
+    ends = 1 / (8 * jnp.where(moves, rates, 1))
+    end = 1 / (8 * rates.max(axis=-1, keepdims=True))  # (..., 1, 1)
+
+    def powers(folds: Array) -> list[Array]:
+        """At the times end (1 - exp(-folds)), (..., T, 1)."""
+        left = jnp.where(moves, ends - end + end * jnp.exp(-folds), 1)
+        z = 8 * (start[0] - start[1]) * left
+        return [jnp.where(moves, _bernoulli(sign * z) / (8 * left), power)
+                for sign, power in zip((1, -1), start, strict=True)]  # fmt: skip
+
+    def sphere_time(folds: Array) -> Array:
+        x, y = powers(folds)
+        still = pairs * (start[0] + start[1]) * -end * jnp.expm1(-folds)
+        safe = jnp.where(moves, start[0] * start[1], 1)
+        growth = pairs / 8 * jnp.log(jnp.where(moves, x * y, 1) / safe)
+        return jnp.where(moves, growth, still).sum(axis=-1, keepdims=True) / modulus
+
+    target = jnp.asarray(times)[:, None]
+
+    def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        middle = (bracket[0] + bracket[1]) / 2
+        early = sphere_time(middle) < target
+        return (jnp.where(early, middle, bracket[0]), jnp.where(early, bracket[1], middle)), None
+
+    upper = 4 * modulus * target + jnp.zeros_like(end)  # the winner's own growth takes this long
+    bracket, _ = jax.lax.scan(halve, (jnp.zeros_like(upper), upper), length=NUM_HALVINGS)
+    x, y = powers((bracket[0] + bracket[1]) / 2)
+    squared = (pairs * (x + y)).sum(axis=-1, keepdims=True) / modulus
+    x, y = x / squared, y / squared
+    found = 2 / modulus * (pairs * x * y)[..., 1:].sum(axis=-1)
+    return Ascent(found, x, y)
+
+
 def analytic_network(frequencies: Array, phases: Array, modulus: int) -> Network:
     """Return Gromov's network: cosines whose readout has the sum of the phases.
 
@@ -119,8 +188,8 @@ def mean_logits(frequencies: Array, modulus: int) -> Array:
     """Return the mean over the table of the logit at offset d = c - a - b: (M,) for d = 0, 1, ...
 
     Σ_n cos(2π k_n d / M) / 2 for the analytic network with squared activation: exact, whatever the
-    phases. That is N/2 at the right answer; where all frequencies are equally many, each wrong one
-    has -N / (2 (M - 1)).
+    phases. That is N/2 at the right answer; where all frequencies are equally many, it is
+    -N / (2 (M - 1)) at each wrong one.
 
     Reference: derived here.
     """
@@ -165,6 +234,12 @@ def analytic_accuracy(width: float | Array, modulus: int) -> Array:
     own = (right[..., None] - PAIR_CORRELATION**0.5 * nodes) / (1 - PAIR_CORRELATION) ** 0.5
     pair = jnp.sum(weights * jax.scipy.stats.norm.cdf(own) ** 2, axis=-1)  # (..., Q)
     return jnp.sum(weights * pair ** ((modulus - 1) // 2), axis=-1)
+
+
+def _bernoulli(z: Array) -> Array:
+    """Z / (1 - exp(-z)), one at zero."""
+    near = jnp.abs(z) < 1e-5
+    return jnp.where(near, 1 + z / 2 + z**2 / 12, z / -jnp.expm1(-jnp.where(near, 1, z)))
 
 
 def _modulus(first: Array, second: Array) -> int:

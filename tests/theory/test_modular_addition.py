@@ -103,6 +103,43 @@ class TestAscentRates:
         np.testing.assert_allclose(np.angle(u), np.angle(before), atol=1e-5)
 
 
+class TestAscent:
+    @pytest.mark.parametrize("modulus", [2, 7, 12])
+    def test_scipy_on_the_energy_of_the_table(self, key, modulus):
+        w = jax.random.normal(key, (2 * modulus,))
+        unit = w / jnp.linalg.norm(w)
+        on_sphere = jax.jit(jax.value_and_grad(
+            lambda w: table_energy(w / jnp.linalg.norm(w), modulus)))  # fmt: skip
+        times = np.array([0.0, 0.05, 0.2, 0.5, 1.0])
+        path = scipy.integrate.solve_ivp(
+            lambda _, w: np.asarray(on_sphere(w)[1]), (0, 1), np.asarray(unit), "DOP853", times,
+            rtol=1e-10, atol=1e-12,
+        ).y.T  # fmt: skip
+        found = theory.ascent(w[:modulus], w[modulus:], times)
+        energies = [on_sphere(w)[0] for w in path]
+        np.testing.assert_allclose(found.energy, energies, atol=1e-8)
+        for powers, half in ((found.first, path[:, :modulus]), (found.second, path[:, modulus:])):
+            np.testing.assert_allclose(powers, np.abs(np.fft.rfft(half)) ** 2, atol=1e-7)
+
+    def test_a_frequency_that_one_input_lacks_fades(self, key):
+        """It has no gradient, and on the sphere the others crowd it out."""
+        u, v = jax.random.normal(key, (2, 7))
+        spectrum = jnp.fft.rfft(v).at[2].set(0)
+        found = theory.ascent(u, jnp.fft.irfft(spectrum, 7), jnp.array([0.0, 0.3, 3.0]))
+        assert np.all(found.second[:, 2] < 1e-30)
+        assert np.all(np.diff(found.first[:, 2]) < 0)
+        assert found.energy[-1] == pytest.approx(7 / 4)
+
+    def test_batches(self, key):
+        u, v = jax.random.normal(key, (2, 3, 4, 7))
+        times = jnp.linspace(0, 1, 5)
+        found = theory.ascent(u, v, times)
+        assert found.energy.shape == (3, 4, 5)
+        assert found.first.shape == found.second.shape == (3, 4, 5, 4)
+        one = theory.ascent(u[1, 2], v[1, 2], times)
+        np.testing.assert_allclose(found.second[1, 2], one.second, rtol=1e-9)
+
+
 class TestAnalyticNetwork:
     def test_mean_logits_are_exact_for_any_frequencies_and_phases(self, key):
         for modulus, frequencies in ((7, [1, 3, 3]), (11, [2, 4, 5, 1, 5])):
