@@ -1,0 +1,115 @@
+"""The claims on the Li_2 energy turn red where a formula or a run is tampered with."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import catalogue, checks, execution, judgement, records
+
+MAXIMA = "theory_checks/grokking/li2_energy_fourier_maxima"
+SAMPLING = "theory_checks/grokking/li2_sampling_fourier_vs_spike"
+pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def claim(request, smoke_runs):
+    """Return a claim and its smoke run."""
+    (mark,) = request.node.iter_markers("smoke_run_of")
+    (entry,) = catalogue.find([mark.args[0]])
+    experiment = catalogue.load(entry)
+    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
+    return experiment, execution.load(experiment, paths.arrays)
+
+
+def parts(claim):
+    main = claim[1].parts[execution.MAIN]
+    return main.prediction, main.result
+
+
+def verdict(claim, *, prediction=None, **fields):
+    """Return verdict and red claims with another prediction, or some fields replaced."""
+    experiment, run = claim
+    part = run.parts[execution.MAIN]
+    part = dataclasses.replace(
+        part,
+        result=part.result._replace(**fields),
+        prediction=part.prediction if prediction is None else prediction,
+    )
+    found = judgement.judge(
+        experiment, execution.Run({**run.parts, execution.MAIN: part}, run.provenance)
+    )
+    red = [check.name for check in found if check.role == "claim" and not check.passed]
+    return checks.verdict(found), red
+
+
+@pytest.mark.smoke_run_of(MAXIMA)
+class TestMaxima:
+    def test_left_alone_it_holds(self, claim):
+        assert verdict(claim) == ("holds", [])
+
+    def test_starts_that_all_end_at_one_frequency(self, claim):
+        """As predicted, but with no frequency left to the others."""
+        prediction, result = parts(claim)
+        one = np.ones_like(result.winner)
+        outcome, red = verdict(claim, winner=one, prediction=prediction._replace(winner=one))
+        assert outcome == "fails"
+        assert red == ["chi-squared of the frequencies' counts, last modulus"]
+
+    def test_the_frequency_of_most_power_wins(self, claim):
+        """Instead of the one whose logarithmic mean is largest."""
+        prediction, result = parts(claim)
+        strongest = 1 + result.share[:, 0].argmax(axis=-1)[:, None]
+        outcome, red = verdict(claim, prediction=prediction._replace(winner=strongest))
+        assert outcome == "fails"
+        assert red == ["starts that end at another frequency than predicted"]
+
+    def test_an_ascent_two_percent_too_fast(self, claim):
+        """The end is the same: only the way there tells."""
+        _, result = parts(claim)
+        config = claim[1].parts[execution.MAIN].config
+        at = np.linspace(0, config.end_time, config.num_times)
+        late = lambda curve: np.interp(at * 1.02, at, curve)
+        energy = np.apply_along_axis(late, 2, result.energy)
+        outcome, red = verdict(claim, energy=energy)
+        assert outcome == "fails"
+        assert red == ["largest error of E / (M/4) along the way"]
+
+    def test_one_start_that_diverged_voids(self, claim):
+        energy = parts(claim)[1].energy.copy()
+        energy[0, 0, 40:, 0] = np.nan
+        assert verdict(claim, energy=energy)[0] == "void"
+
+
+@pytest.mark.smoke_run_of(SAMPLING)
+class TestSampling:
+    def test_left_alone_it_holds(self, claim):
+        assert verdict(claim) == ("holds", [])
+
+    def test_crossings_at_their_leading_order(self, claim):
+        prediction, _ = parts(claim)
+        crossing = np.broadcast_to([1 / 2, 2 / 3], prediction.crossing.shape)
+        outcome, red = verdict(claim, prediction=prediction._replace(crossing=crossing))
+        assert outcome == "fails"
+        assert red == [
+            "largest error of a crossing, any modulus",
+            "largest error of a crossing, last modulus",
+        ]
+
+    def test_energies_at_their_leading_order(self, claim):
+        """Off by O(1/M), below the noise of one sample."""
+        prediction, _ = parts(claim)
+        config = claim[1].parts[execution.MAIN].config
+        p = np.array(config.shares)
+        leading = np.stack([p**2, p * (1 - p), 2 * p * (1 - p)]) / 4
+        energy = leading * np.array(config.moduli)[:, None, None]
+        energy[..., -1] = prediction.energy[..., -1]
+        outcome, red = verdict(claim, prediction=prediction._replace(energy=energy))
+        assert outcome == "fails"
+        assert red == ["largest error of a mean energy in standard errors"]
+
+    def test_pair_and_row_exchanged(self, claim):
+        energy = parts(claim)[1].energy[:, :, :, [0, 2, 1]]
+        outcome, red = verdict(claim, energy=energy)
+        assert outcome == "fails"
+        assert "largest error of a crossing, last modulus" in red
