@@ -1,4 +1,4 @@
-"""The claims on the Li_2 energy turn red where a formula or a run is tampered with."""
+"""The claims on the table of addition turn red where a formula or a run is tampered with."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from experiments import catalogue, checks, execution, judgement, records
 
 MAXIMA = "theory_checks/grokking/li2_energy_fourier_maxima"
 SAMPLING = "theory_checks/grokking/li2_sampling_fourier_vs_spike"
+NETWORK = "theory_checks/grokking/modular_addition_analytic_network"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
@@ -113,3 +114,23 @@ class TestSampling:
         outcome, red = verdict(claim, energy=energy)
         assert outcome == "fails"
         assert "largest error of a crossing, last modulus" in red
+
+
+@pytest.mark.smoke_run_of(NETWORK)
+class TestNetwork:
+    def test_left_alone_it_holds(self, claim):
+        assert verdict(claim) == ("holds", [])
+
+    def test_logits_taken_as_gaussian(self, claim):
+        """Two moments alone, both of them right."""
+        prediction, _ = parts(claim)
+        outcome, red = verdict(claim, prediction=prediction._replace(accuracy=prediction.gaussian))
+        assert outcome == "fails"
+        assert red == ["largest accuracy less prediction"]
+
+    def test_a_mean_logit_that_leaks_into_one_wrong_answer(self, claim):
+        wrong = parts(claim)[1].wrong.copy()
+        wrong[..., 1] += 1e-6
+        outcome, red = verdict(claim, wrong=wrong)
+        assert outcome == "fails"
+        assert red == ["largest relative error of a mean wrong logit"]
