@@ -80,7 +80,7 @@ class SmokeRun:
         return judgement.judge(self.experiment, self.run)
 
     def judge(self, *, prediction=None, **fields):
-        """Return the verdict and the names of the red checks, in order.
+        """Return the verdict and the names of the red checks.
 
         `fields` replace some of the result, a dictionary `prediction` some of the prediction.
         """
@@ -90,7 +90,7 @@ class SmokeRun:
             part = dataclasses.replace(part, prediction=part.prediction._replace(**prediction))
         parts = {**self.run.parts, execution.MAIN: part}
         found = judgement.judge(self.experiment, execution.Run(parts, self.run.provenance))
-        return checks.verdict(found), [check.name for check in found if not check.passed]
+        return checks.verdict(found), {check.name for check in found if not check.passed}
 
 
 @pytest.fixture

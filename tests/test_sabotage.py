@@ -24,7 +24,7 @@ class TestEdgeOfStability:
         rises = claim.main.result.rises
         outcome, red = claim.judge(rises=np.zeros_like(rises))
         assert outcome == "fails"
-        assert red == ["share of settled steps on which the loss rises"]
+        assert red == {"share of settled steps on which the loss rises"}
 
     def test_a_flow_that_stops_at_the_edge(self, claim):
         config = claim.main.config

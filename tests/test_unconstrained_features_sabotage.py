@@ -62,7 +62,7 @@ class TestAttenuation:
 
     def test_noise_that_is_not_isotropic(self, claim, main):
         found = red(claim, result={"variability": main.result.in_span**2})
-        assert found == ["largest error of the fall of tr Σ_W / tr Σ_B in standard errors"]
+        assert found == {"largest error of the fall of tr Σ_W / tr Σ_B in standard errors"}
 
     def test_decays_that_do_nothing(self, claim, main):
         still = np.broadcast_to(main.result.in_span[:, :1], main.result.in_span.shape)
@@ -74,7 +74,7 @@ class TestAttenuation:
         classes = main.config.num_classes
         gram = main.result.gram @ (np.eye(classes) - 1 / classes)
         found = red(claim, result={"gram": gram})
-        assert found == ["largest error of an inner product of class means at the anchor"]
+        assert found == {"largest error of an inner product of class means at the anchor"}
 
 
 @pytest.mark.smoke_run_of(MIXUP)

@@ -1,14 +1,12 @@
-"""A small set of claims, records and figures, one of each verdict; smoke runs to sabotage."""
+"""A small set of claims, records and figures, one of each verdict."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from experiments import catalogue, checks, contract, execution, judgement, plotting, records
+from experiments import catalogue, checks, plotting, records
 
 HOSTILE = "Scripts <script>document.title = 'taken'</script> & | `pipes` stay *inert*"
 LONG = "A control of a rather long name misses the settled sharpness over (2 + 2β)/η in each seed"
@@ -139,36 +137,3 @@ def folder(tmp_path, drawing) -> Path:
 def shared_folder(tmp_path_factory, drawing) -> Path:
     """The same for tests that change nothing in it."""
     return fill(tmp_path_factory.mktemp("shared") / "figures", drawing)
-
-
-class SmokeRun(NamedTuple):
-    """A claim and its smoke run, as the verdict sees them."""
-
-    experiment: contract.Experiment
-    run: execution.Run
-
-    @property
-    def result(self) -> Any:
-        """The arrays of the claim itself, without its controls."""
-        return self.run.parts[execution.MAIN].result
-
-    @property
-    def config(self) -> Any:
-        return self.run.parts[execution.MAIN].config
-
-    def judge(self, **fields) -> tuple[str, set[str]]:
-        """Return the verdict with some fields of the result replaced, and the red checks."""
-        main = self.run.parts[execution.MAIN]
-        replaced = dataclasses.replace(main, result=main.result._replace(**fields))
-        parts = {**self.run.parts, execution.MAIN: replaced}
-        found = judgement.judge(self.experiment, execution.Run(parts, self.run.provenance))
-        return checks.verdict(found), {check.name for check in found if not check.passed}
-
-
-@pytest.fixture
-def smoke_run(request, smoke_runs) -> SmokeRun:
-    """The smoke run of the claim that the test module calls NAME, marked smoke_run_of(NAME)."""
-    (found,) = catalogue.find([request.module.NAME])
-    experiment = catalogue.load(found)
-    paths = records.Paths(smoke_runs[0], found.tree, found.theme, found.slug)
-    return SmokeRun(experiment, execution.load(experiment, paths.arrays))

@@ -19,8 +19,8 @@ def told_as(result, **arms):
     return {curve: getattr(result, curve)[:, order] for curve in CURVES}
 
 
-def test_left_alone_it_holds(smoke_run):
-    assert smoke_run.judge() == ("holds", set())
+def test_left_alone_it_holds(claim):
+    assert claim.judge() == ("holds", set())
 
 
 @pytest.mark.parametrize(
@@ -45,47 +45,47 @@ def test_left_alone_it_holds(smoke_run):
                                  "penalty in the loss: test accuracy, end"}),
     ],
 )  # fmt: skip
-def test_another_phase_in_its_place(smoke_run, arms, red):
-    verdict, found = smoke_run.judge(**told_as(smoke_run.result, **arms))
+def test_another_phase_in_its_place(claim, arms, red):
+    verdict, found = claim.judge(**told_as(claim.main.result, **arms))
     assert verdict == "fails"
     assert red <= found
 
 
-def test_a_plateau_that_is_a_quarter_of_the_corruption_off(smoke_run):
-    config, train = smoke_run.config, smoke_run.result.train.copy()
+def test_a_plateau_that_is_a_quarter_of_the_corruption_off(claim):
+    config, train = claim.main.config, claim.main.result.train.copy()
     for shift in (-config.corruption / 4, config.corruption / 4):
         moved = train.copy()
         moved[:, UNLEARN, -1] += shift
         red = {"strong decay: training accuracy less plateau, end"}
-        assert smoke_run.judge(train=moved) == ("fails", red)
+        assert claim.judge(train=moved) == ("fails", red)
 
 
-def test_unlearning_without_having_learnt(smoke_run):
+def test_unlearning_without_having_learnt(claim):
     """The end is right, but the wrong labels were never fitted."""
-    wrong = np.minimum(smoke_run.result.wrong, 0.5)
-    verdict, red = smoke_run.judge(wrong=wrong)
+    wrong = np.minimum(claim.main.result.wrong, 0.5)
+    verdict, red = claim.judge(wrong=wrong)
     assert verdict == "fails"
     assert "strong decay: most agreement with wrong labels" in red
 
 
-def test_a_network_that_does_not_generalise_in_time(smoke_run):
+def test_a_network_that_does_not_generalise_in_time(claim):
     """A test accuracy that never gets there has an infinite delay, and fails."""
-    test = smoke_run.result.test.copy()
+    test = claim.main.result.test.copy()
     test[:, UNLEARN] = np.minimum(test[:, UNLEARN], 0.5)
-    verdict, red = smoke_run.judge(test=test)
+    verdict, red = claim.judge(test=test)
     assert verdict == "fails"
     assert "delay to generalise, wrong labels / clean ones" in red
 
 
-def test_a_divergence_is_void(smoke_run):
-    loss = smoke_run.result.loss.copy()
+def test_a_divergence_is_void(claim):
+    loss = claim.main.result.loss.copy()
     loss[0, 1, 5:] = np.nan
-    assert smoke_run.judge(loss=loss)[0] == "void"
+    assert claim.judge(loss=loss)[0] == "void"
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"decays": (0.0, 1.0)}, "give 4"), ({"corruption": 0.0}, "between 0")]
 )
-def test_wrong_settings_are_refused(smoke_run, wrong, message):
+def test_wrong_settings_are_refused(claim, wrong, message):
     with pytest.raises(ValueError, match=message):
-        smoke_run.experiment.config(**wrong)
+        claim.experiment.config(**wrong)

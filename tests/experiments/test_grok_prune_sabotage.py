@@ -14,8 +14,8 @@ def told_as(result, *, conditions=(0, 1, 2, 3), orders=(0, 1, 2, 3)):
     return {c: getattr(result, c)[:, list(conditions)][:, :, list(orders)] for c in CURVES}
 
 
-def test_left_alone_it_holds(smoke_run):
-    assert smoke_run.judge() == ("holds", set())
+def test_left_alone_it_holds(claim):
+    assert claim.judge() == ("holds", set())
 
 
 @pytest.mark.parametrize(
@@ -37,23 +37,23 @@ def test_left_alone_it_holds(smoke_run):
          {"wrong labels lost, lowest ratio less shortest first, mean over seeds"}),
     ],
 )  # fmt: skip
-def test_another_order_of_pruning(smoke_run, orders, red):
-    verdict, found = smoke_run.judge(**told_as(smoke_run.result, orders=orders))
+def test_another_order_of_pruning(claim, orders, red):
+    verdict, found = claim.judge(**told_as(claim.main.result, orders=orders))
     assert verdict == "fails"
     assert red <= found
 
 
-def test_a_network_without_a_rule_is_void(smoke_run):
+def test_a_network_without_a_rule_is_void(claim):
     """Without decay nothing generalises, so that there is nothing to keep."""
-    fields = told_as(smoke_run.result, conditions=(UNDECAYED, CLEAN, RANDOM, UNDECAYED))
-    verdict, red = smoke_run.judge(**fields)
+    fields = told_as(claim.main.result, conditions=(UNDECAYED, CLEAN, RANDOM, UNDECAYED))
+    verdict, red = claim.judge(**fields)
     assert verdict == "void"
     assert "test accuracy, nothing pruned" in red
 
 
-def test_labels_that_were_not_memorised_are_void(smoke_run):
-    fitted = np.minimum(smoke_run.result.fitted, 0.9)
-    assert smoke_run.judge(fitted=fitted)[0] == "void"
+def test_labels_that_were_not_memorised_are_void(claim):
+    fitted = np.minimum(claim.main.result.fitted, 0.9)
+    assert claim.judge(fitted=fitted)[0] == "void"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_labels_that_were_not_memorised_are_void(smoke_run):
         ((WRONG, CLEAN, WRONG, UNDECAYED), "random labels: share of units that memorise"),
     ],
 )
-def test_units_of_another_network(smoke_run, conditions, red):
-    participation = smoke_run.result.participation[:, list(conditions)]
-    assert smoke_run.judge(participation=participation) == ("fails", {red})
+def test_units_of_another_network(claim, conditions, red):
+    participation = claim.main.result.participation[:, list(conditions)]
+    assert claim.judge(participation=participation) == ("fails", {red})
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_units_of_another_network(smoke_run, conditions, red):
         ((WRONG, CLEAN, RANDOM, WRONG), "no decay: test accuracy, lowest first, half pruned"),
     ],
 )  # fmt: skip
-def test_controls_that_behave_like_the_claim(smoke_run, conditions, red):
-    fields = told_as(smoke_run.result, conditions=conditions)
-    assert smoke_run.judge(**fields) == ("fails", {red})
+def test_controls_that_behave_like_the_claim(claim, conditions, red):
+    fields = told_as(claim.main.result, conditions=conditions)
+    assert claim.judge(**fields) == ("fails", {red})
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"num_fractions": 4}, "odd"), ({"corruption": 1.0}, "between 0")]
 )
-def test_wrong_settings_are_refused(smoke_run, wrong, message):
+def test_wrong_settings_are_refused(claim, wrong, message):
     with pytest.raises(ValueError, match=message):
-        smoke_run.experiment.config(**wrong)
+        claim.experiment.config(**wrong)
