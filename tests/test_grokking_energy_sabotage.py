@@ -10,6 +10,7 @@ from experiments import catalogue, checks, execution, judgement, records
 MAXIMA = "theory_checks/grokking/li2_energy_fourier_maxima"
 SAMPLING = "theory_checks/grokking/li2_sampling_fourier_vs_spike"
 NETWORK = "theory_checks/grokking/modular_addition_analytic_network"
+GRADIENT = "theory_checks/grokking/li2_gradient_is_energy_ascent"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
@@ -134,3 +135,38 @@ class TestNetwork:
         outcome, red = verdict(claim, wrong=wrong)
         assert outcome == "fails"
         assert red == ["largest relative error of a mean wrong logit"]
+
+
+@pytest.mark.smoke_run_of(GRADIENT)
+class TestGradient:
+    def test_left_alone_it_holds(self, claim):
+        assert verdict(claim) == ("holds", [])
+
+    def test_first_order_holds_on_a_shuffled_table_where_the_limit_of_width_does_not(self, claim):
+        experiment, run = claim
+        part = run.parts["results at random places"]
+        found = experiment.check(part.config, part.prediction, part.result)
+        passed = {check.name: check.passed for check in found}
+        assert passed["largest ridge: angle over first order, less one, lowest"]
+        assert passed["largest ridge: angle over first order, less one, highest"]
+        assert not passed["exponent of the angle in the width at η = κ"]
+
+    def test_half_of_the_first_order(self, claim):
+        """As if only one of the two inverses were expanded."""
+        prediction, _ = parts(claim)
+        outcome, red = verdict(claim, prediction=prediction._replace(turn=prediction.turn / 2))
+        assert outcome == "fails"
+        assert red == ["largest ridge: angle over first order, less one, highest"]
+
+    def test_an_angle_five_percent_too_small(self, claim):
+        outcome, red = verdict(claim, angle=0.95 * parts(claim)[1].angle)
+        assert outcome == "fails"
+        assert red == ["largest ridge: angle over first order, less one, lowest"]
+
+    def test_an_angle_that_falls_as_the_width(self, claim):
+        _, result = parts(claim)
+        angle = result.angle.copy()
+        angle[:, -1, :-1] /= 2
+        outcome, red = verdict(claim, angle=angle)
+        assert outcome == "fails"
+        assert red == ["exponent of the angle in the width at η = κ"]
