@@ -1,11 +1,7 @@
 """The claims on the table of addition turn red where a formula or a run is tampered with."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-
-from experiments import catalogue, checks, execution, judgement, records
 
 MAXIMA = "theory_checks/grokking/li2_energy_fourier_maxima"
 SAMPLING = "theory_checks/grokking/li2_sampling_fourier_vs_spike"
@@ -14,35 +10,15 @@ GRADIENT = "theory_checks/grokking/li2_gradient_is_energy_ascent"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
-@pytest.fixture
-def claim(request, smoke_runs):
-    """Return a claim and its smoke run."""
-    (mark,) = request.node.iter_markers("smoke_run_of")
-    (entry,) = catalogue.find([mark.args[0]])
-    experiment = catalogue.load(entry)
-    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
-    return experiment, execution.load(experiment, paths.arrays)
-
-
 def parts(claim):
-    main = claim[1].parts[execution.MAIN]
-    return main.prediction, main.result
+    return claim.main.prediction, claim.main.result
 
 
 def verdict(claim, *, prediction=None, **fields):
     """Return verdict and red claims with another prediction, or some fields replaced."""
-    experiment, run = claim
-    part = run.parts[execution.MAIN]
-    part = dataclasses.replace(
-        part,
-        result=part.result._replace(**fields),
-        prediction=part.prediction if prediction is None else prediction,
-    )
-    found = judgement.judge(
-        experiment, execution.Run({**run.parts, execution.MAIN: part}, run.provenance)
-    )
-    red = [check.name for check in found if check.role == "claim" and not check.passed]
-    return checks.verdict(found), red
+    whole = {} if prediction is None else prediction._asdict()
+    outcome, red = claim.judge(prediction=whole, **fields)
+    return outcome, [c.name for c in claim.checks() if c.role == "claim" and c.name in red]
 
 
 @pytest.mark.smoke_run_of(MAXIMA)
@@ -69,7 +45,7 @@ class TestMaxima:
     def test_an_ascent_two_percent_too_fast(self, claim):
         """The end is the same: only the way there tells."""
         _, result = parts(claim)
-        config = claim[1].parts[execution.MAIN].config
+        config = claim.main.config
         at = np.linspace(0, config.end_time, config.num_times)
         late = lambda curve: np.interp(at * 1.02, at, curve)
         energy = np.apply_along_axis(late, 2, result.energy)
@@ -101,7 +77,7 @@ class TestSampling:
     def test_energies_at_their_leading_order(self, claim):
         """Off by O(1/M), below the noise of one sample."""
         prediction, _ = parts(claim)
-        config = claim[1].parts[execution.MAIN].config
+        config = claim.main.config
         p = np.array(config.shares)
         leading = np.stack([p**2, p * (1 - p), 2 * p * (1 - p)]) / 4
         energy = leading * np.array(config.moduli)[:, None, None]
