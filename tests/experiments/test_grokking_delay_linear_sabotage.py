@@ -1,0 +1,75 @@
+"""What no control of the claim on the linear delay breaks is broken here."""
+
+import numpy as np
+import pytest
+
+NAME = "experiments/grokking/grokking_delay_linear_in_alpha"
+EXPONENT = "exponent of the delay against α, mean"
+STRICT = "exponent at the strict threshold less that at the other, median"
+BEND = "exponent beyond the linear range less that within, median"
+LINEARISED = "least test loss / start of the linearised network"
+pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
+
+
+def test_left_alone_it_holds(claim):
+    assert claim.judge() == ("holds", [])
+
+
+def test_generalising_as_it_fits(claim):
+    verdict, red = claim.judge(test_loss=claim.main.result.train_loss)
+    assert verdict == "fails"
+    assert {EXPONENT, LINEARISED} <= set(red)
+
+
+def test_the_time_to_fit_in_place_of_the_delay(claim):
+    """A delay that grows only as the time to fit does, to the power 0.8, bends nowhere."""
+    steps, loss = claim.main.result.step, claim.main.result.train_loss
+    late = np.stack(
+        [np.interp(steps / 2, steps, curve) for curve in loss.reshape(-1, len(steps))]
+    ).reshape(loss.shape)
+    late[..., -1, :] = claim.main.result.test_loss[..., -1, :]
+    verdict, red = claim.judge(test_loss=late)
+    assert verdict == "fails"
+    assert {BEND, STRICT} <= set(red)
+
+
+def test_the_largest_scale_in_place_of_the_linearised(claim):
+    """Lazy, but not linearised: it does generalise at last in some seeds."""
+    losses = claim.main.result.test_loss.copy()
+    losses[:, 0, -1] = losses[:, 0, -3]
+    assert claim.judge(test_loss=losses) == ("fails", [LINEARISED])
+
+
+def test_one_linearised_network_that_generalises(claim):
+    losses = claim.main.result.test_loss.copy()
+    losses[0, 0, -1, -1] = 0.15
+    assert claim.judge(test_loss=losses) == ("fails", [LINEARISED])
+
+
+def test_few_samples_in_place_of_many(claim):
+    result = claim.main.result
+    twice = {name: getattr(result, name)[:, [0, 0]] for name in ("train_loss", "test_loss")}
+    verdict, red = claim.judge(**twice)
+    assert verdict == "fails"
+    assert {
+        "largest delay with many samples over that with few, median",
+        "largest time to generalise over time to fit, many samples, median",
+    } <= set(red)
+
+
+def test_a_delay_as_the_square_of_the_scale(claim):
+    """Test curves of the lazier networks moved to later steps, until the delay goes as α²."""
+    config, result = claim.main.config, claim.main.result
+    losses = result.test_loss.copy()
+    for c, scale in enumerate(config.all_scales()):
+        stretched = result.step * config.all_scales()[0] / scale
+        for seed in range(len(losses)):
+            losses[seed, 0, c] = np.interp(stretched, result.step, losses[seed, 0, c])
+    verdict, red = claim.judge(test_loss=losses)
+    assert verdict in ("fails", "void")
+    assert EXPONENT in red
+
+
+def test_a_linearised_network_that_does_not_fit_is_void(claim):
+    losses = np.maximum(claim.main.result.train_loss, 0.3)
+    assert claim.judge(train_loss=losses)[0] == "void"
