@@ -3,8 +3,8 @@
 Claim      A network of units h + ε h²/2 learns a quadratic form from few samples by full-batch
            descent. In the clock of its initial kernel (steps times learning rate times α²) the
            time from fitting to generalising (loss at a fifth of its start, in both) grows as the
-           output scale α to a power near one for α from 1/8 to 2; beyond that it grows ever
-           faster, the more so the more is asked, and a linearised network never generalises.
+           output scale α to a power near one for α from 1/8 to 2. Beyond that, and sooner where
+           more is asked (a twentieth), it grows faster; a linearised network never generalises.
 Control    Where the learning rates differ and the scale does not, nothing grows. With many samples
            the delay is a small part of that at every α; what is left grows just as linearly, so
            that linear growth is no sign of grokking, and the size of the delay is.
