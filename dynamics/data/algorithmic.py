@@ -1,4 +1,4 @@
-"""Algorithmic tasks: the table of a finite group, split into training and test pairs."""
+"""Algorithmic tasks: group tables split into training and test pairs; sparse modular addition."""
 
 import itertools
 from typing import NamedTuple
@@ -87,6 +87,40 @@ def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Ta
     pairs = jnp.stack(jnp.divmod(shuffled, order), axis=1)
     products = jnp.asarray(cayley_table).reshape(-1)[shuffled]
     return Table(pairs[:num_train], products[:num_train], pairs[num_train:], products[num_train:])
+
+
+class Sequences(NamedTuple):
+    """Sequences of tokens and a label for each."""
+
+    tokens: Array  # (N, T) int32
+    labels: Array  # (N,) int32
+
+
+def sparse_modular_addition(
+    key: Key, modulus: int, positions: tuple[int, ...], num_samples: int, length: int
+) -> Sequences:
+    """Return uniform tokens below `modulus`, labelled by the sum of a few of them modulo it.
+
+    Args:
+        key: of the tokens.
+        modulus: p, at least 2; with p = 2 this is sparse parity.
+        positions: which tokens count, all different and below `length`.
+        num_samples: N.
+        length: T.
+
+    Raises:
+        ValueError: `modulus` is below 2, or `positions` are none, repeated or out of range.
+
+    Reference: Odonnat, Bouaziz, Cabannes 2025, "Easing Optimization Paths: a Circuit
+    Perspective"; their terms are the first five of twelve.
+    """
+    _at_least(modulus, 2, "modulus")
+    distinct = set(positions)
+    if not distinct or len(distinct) < len(positions) or not distinct <= set(range(length)):
+        message = f"positions={positions}: give different ones from 0 to {length - 1}"
+        raise ValueError(message)
+    tokens = jax.random.randint(key, (num_samples, length), 0, modulus, jnp.int32)
+    return Sequences(tokens, tokens[:, np.array(positions)].sum(axis=1) % modulus)
 
 
 class CorruptedLabels(NamedTuple):

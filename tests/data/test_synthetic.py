@@ -174,3 +174,21 @@ def test_corruption_under_jit_and_vmap_and_its_refusals(key):
     for wrong in (jnp.zeros((2, 2)), jnp.zeros(0)):
         with pytest.raises(ValueError, match="labels has shape"):
             algorithmic.corrupt_labels(key, wrong, 7, 0.5)
+
+
+@pytest.mark.parametrize(("modulus", "positions"), [(2, (0, 1, 2)), (3, (5, 0)), (5, (3,))])
+def test_sparse_sums_are_those_of_the_named_tokens(key, modulus, positions):
+    data = algorithmic.sparse_modular_addition(key, modulus, positions, 3000, 6)
+    tokens, labels = np.asarray(data.tokens), np.asarray(data.labels)
+    assert [sum(int(row[i]) for i in positions) % modulus for row in tokens] == labels.tolist()
+    counts = np.apply_along_axis(np.bincount, 0, tokens, minlength=modulus)  # (modulus, T)
+    spread = 5 * (3000 / modulus * (1 - 1 / modulus)) ** 0.5
+    assert np.abs(counts - 3000 / modulus).max() < spread
+
+
+def test_sparse_sums_refuse_wrong_positions(key):
+    for positions in ((), (0, 0), (6,), (-1,)):
+        with pytest.raises(ValueError, match="positions="):
+            algorithmic.sparse_modular_addition(key, 2, positions, 4, 6)
+    with pytest.raises(ValueError, match="modulus=1"):
+        algorithmic.sparse_modular_addition(key, 1, (0,), 4, 6)

@@ -113,3 +113,16 @@ def test_wrong_data_and_parameters_are_refused(regression):
         step.minibatch_step(linear_loss, optax.sgd(0.1), (regression[0], jnp.ones(5)), 2)
     with pytest.raises(TypeError, match=r"\['weights'\]"):
         step.initial_state({"weights": jnp.arange(3)}, optax.sgd(0.1))
+
+
+def test_with_replacement_samples_repeat(key):
+    """The rows of a batch are 0, 1, ... marked by the gradient: drawn one by one, some repeat."""
+    data, optimiser = jnp.eye(50), optax.sgd(1.0)
+    loss = lambda params, batch: (batch @ params).sum()
+    state = step.initial_minibatch_state(jnp.zeros(50), optimiser, key)
+    without = step.minibatch_step(loss, optimiser, data, 50)(state).params
+    repeated = step.minibatch_step(loss, optimiser, data, 50, with_replacement=True)(state).params
+    np.testing.assert_array_equal(without, -np.ones(50))
+    assert repeated.sum() == -50
+    # 50 (1 - 1/50)^50 = 18.2 of the samples are missed, with a standard deviation of 2.1.
+    assert 8 <= (repeated == 0).sum() <= 29
