@@ -1,5 +1,8 @@
 """The smallest attention model: one learned query pools the tokens, and an MLP follows."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,7 +42,7 @@ class SoftmaxPooling(nn.Module):
     width: int
     mlp_width: int
 
-    def setup(self):
+    def setup(self) -> None:
         """Draw the parameters."""
         normal, width = nn.initializers.normal(1.0), self.width
         self.embedding = self.param("embedding", normal, (self.vocabulary, width))
@@ -81,8 +84,8 @@ def _normalise(x: Array) -> Array:
     return x / (jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True)) + 1e-5)
 
 
-def _uniform(fan_in: int):
-    def draw(key: Key, shape, dtype=jnp.float32) -> Array:
+def _uniform(fan_in: int) -> Callable[..., Array]:
+    def draw(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, minval=-1, maxval=1) / fan_in**0.5
 
     return draw
