@@ -5,13 +5,13 @@ JOBS ?= 1
 TOUR = 'experiments/curvature/edge_of_stability' \
        'experiments/collapse/neural_collapse_of_a_trained_network' \
        'experiments/kernels/wide_network_trains_like_its_kernel' \
-       'experiments/grokking/grok_delay_grows_with_laziness' \
+       'experiments/grokking/grokking_modular_addition' \
        'theory_checks/in_context/lsa_layer_is_one_gd_step'
 CLAIMS ?= $(TOUR)
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help install figures test quick lint types bench lock clean
+.PHONY: help install figures sweep test quick lint types bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,11 @@ $(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
 
 figures: install  ## run the tour (CLAIMS='*' for all) and write figures/index.html
 	$(RUN) -m experiments run $(CLAIMS) --jobs=$(JOBS)
+
+sweep: install  ## delay of grokking against weight decay and data, 8 seeds a cell, in results/sweep
+	$(RUN) -m experiments.grokking.delay_falls_with_decay_and_data --out=results/sweep \
+	  --train_fractions=0.35,0.4,0.45,0.5,0.55,0.6,0.7 --weight_decays=0,0.25,0.5,1,1.5,2,3,4 \
+	  --num_seeds=8 --num_steps=2500
 
 test: install  ## units, laws, and the smoke run of every claim
 	$(RUN) -m pytest
