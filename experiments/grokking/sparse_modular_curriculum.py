@@ -204,7 +204,7 @@ def plot(config: Config, result: Result, figure) -> None:
     uniform = config.num_terms / config.length
     for axes, level, name in ((accuracy, 1 / 3, "guessing"), (attention, uniform, "uniform")):
         plotting.threshold(axes, level)
-        place = {"xy": (config.num_steps, level), "xytext": (-2, -3), "ha": "right", "va": "top"}
+        place = {"xy": (config.num_steps, level), "xytext": (-2, 2), "ha": "right", "va": "bottom"}
         axes.annotate(name, textcoords="offset points", fontsize=6.5, **place)
     accuracy.set(ylim=(0.25, 1.02), ylabel="test accuracy modulo 3")
     attention.set(ylim=(0, 1.02), ylabel="attention on the added tokens")
