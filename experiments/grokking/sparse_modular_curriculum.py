@@ -6,10 +6,10 @@ Claim      A model with one softmax attention, trained on the sum modulo 2 of th
 Control    After as much training on permuted labels it is no sooner and its attention is uniform;
            after the sum modulo 2 of three other tokens it is later, so that what is carried over
            is where to look.
-Reference  Odonnat, Bouaziz, Cabannes 2025, "Easing Optimization Paths: a Circuit Perspective". The
-           task is smaller here and the model wider: with their sizes (five of twelve tokens,
-           width 2) no run of these lengths solves either task. The steps modulo 2 are not counted;
-           with them the curriculum is no shorter.
+Reference  Odonnat, Bouaziz, Cabannes 2025, "Easing Optimization Paths: a Circuit Perspective",
+           arXiv:2501.02362. The task is smaller here and the model wider: with their sizes (five
+           of twelve tokens, width 2) no run of these lengths solves either task. The steps modulo
+           2 are not counted; with them the curriculum is no shorter.
 """
 
 import dataclasses
