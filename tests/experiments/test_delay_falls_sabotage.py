@@ -5,6 +5,8 @@ import pytest
 
 NAME = "experiments/grokking/delay_falls_with_decay_and_data"
 BY_DECAY = "delay / that at the next stronger decay, least of all cells"
+FLATTER = "exponent with most data less that at half of the table, mean"
+STEEPER = "exponent with least data less that at half, two strongest decays, mean"
 BY_DATA = "delay / that with the next larger share, least of all cells"
 EXPONENT = "exponent of the delay in the decay, half of the table"
 pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
@@ -46,7 +48,13 @@ def test_the_law_of_more_data(claim):
     """At 70 % the delay falls too, but not as 1/decay."""
     verdict, red = claim.judge(**cells(claim.main.result, shares=[0, 3, 2, 3]))
     assert verdict == "fails"
-    assert EXPONENT in red
+    assert {EXPONENT, FLATTER} <= red
+
+
+def test_the_same_law_with_little_data(claim):
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[1, 1, 2, 3]))
+    assert verdict == "fails"
+    assert STEEPER in red
 
 
 def test_a_stronger_decay_that_undoes_generalisation(claim):
