@@ -112,8 +112,12 @@ def _from_scratch(experiment, entry, config, settings, paths, announce):
         execution.save(run, paths.arrays)
         shutil.rmtree(paths.parts, ignore_errors=True)
         return None
-    found = judgement.judge(experiment, run)
-    image = _image(experiment, run)
+    try:
+        found = judgement.judge(experiment, run)
+        image = _image(experiment, run)
+    except Exception as error:
+        error.add_note("The run is kept: mend check or plot, and call again with --resume.")
+        raise
     sha256 = execution.save(run, paths.arrays)
     records.write_atomically(paths.figure, image)
     record = judgement.record(entry, run, found, sha256)

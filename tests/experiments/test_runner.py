@@ -1,5 +1,6 @@
 """One claim on the command line: stages, flags, faults, kill and resume."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -161,6 +162,23 @@ def test_memory_that_does_not_suffice_is_one_line(call, toy, monkeypatch):
 
 def command(toy_path, out):
     return [sys.executable, str(toy_path), f"--out={out}"]
+
+
+def test_a_run_outlives_an_error_in_check_or_plot(toy, tmp_path, monkeypatch):
+    """What was computed is there for --resume, and the error says so."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("TOY_LOG", str(log))
+    flags = ["fair_coin", f"--out={tmp_path / 'out'}"]
+
+    def broken(config, result, figure=None):
+        return 1 / 0
+
+    for stage in ("check", "plot"):
+        with pytest.raises(ZeroDivisionError) as raised:
+            runner.call(dataclasses.replace(toy, **{stage: broken}), [*flags, "--resume"])
+        assert "--resume" in "".join(raised.value.__notes__)
+    assert runner.call(toy, [*flags, "--resume"]) == 0
+    assert log.read_text().split() == ["0.5", "0.7"]  # the claim and its control, once each
 
 
 def test_a_killed_run_resumes_to_the_same_bits(toy_path, tmp_path):
