@@ -119,9 +119,8 @@ class TestGradient:
         assert verdict(claim) == ("holds", [])
 
     def test_first_order_holds_on_a_shuffled_table_where_the_limit_of_width_does_not(self, claim):
-        experiment, run = claim
-        part = run.parts["results at random places"]
-        found = experiment.check(part.config, part.prediction, part.result)
+        part = claim.run.parts["results at random places"]
+        found = claim.experiment.check(part.config, part.prediction, part.result)
         passed = {check.name: check.passed for check in found}
         assert passed["largest ridge: angle over first order, less one, lowest"]
         assert passed["largest ridge: angle over first order, less one, highest"]

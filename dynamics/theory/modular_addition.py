@@ -53,8 +53,8 @@ def energy(first: Array, second: Array) -> Array:
     Grokking", for the energy; its Fourier form is derived here.
 
     Example:
-        >>> print(energy(jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0])).round(5))
-        1.33333
+        >>> print(f"{energy(jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0])):.4f}")
+        1.3333
     """
     modulus = _modulus(first, second)
     power = jnp.abs(jnp.fft.fft(first)) ** 2 * jnp.abs(jnp.fft.fft(second)) ** 2

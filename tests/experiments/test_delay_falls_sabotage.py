@@ -38,8 +38,9 @@ def test_shares_in_another_order(claim):
     assert {BY_DATA, "share that generalises: most data, no decay"} <= red
 
 
-def test_two_decays_that_are_alike(claim):
-    verdict, red = claim.judge(**cells(claim.main.result, decays=[0, 1, 1, 3]))
+@pytest.mark.parametrize("decays", [[0, 2, 1, 3], [0, 1, 1, 3]])
+def test_decays_that_change_places_or_are_alike(claim, decays):
+    verdict, red = claim.judge(**cells(claim.main.result, decays=decays))
     assert verdict == "fails"
     assert BY_DECAY in red
 
