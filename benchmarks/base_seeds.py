@@ -2,8 +2,8 @@
 
     python benchmarks/base_seeds.py '*' --seeds 1 2 3 4 5 --out FOLDER
 
-Records land in FOLDER/SEED; what is there already is not run again. The table lands in
-benchmarks/results/base_seeds.json.
+Records land in FOLDER/SEED; what is there already is not run again. The rows of these claims are
+put in the table benchmarks/results/base_seeds.json; those of others stay.
 """
 
 import argparse
@@ -21,7 +21,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    table = {}
+    target = Path(__file__).parent / "results" / "base_seeds.json"
+    table = json.loads(target.read_text()) if target.exists() else {}
+    for entry in catalogue.find(arguments.patterns):
+        table[entry.name] = {"pilot_seeds": entry.pilot_seeds, "seeds": {}}
     for seed in arguments.seeds:
         out = arguments.out / str(seed)
         command = [sys.executable, "-m", "experiments", "run", *arguments.patterns]
@@ -29,13 +32,11 @@ def main() -> None:
         for entry in catalogue.find(arguments.patterns):
             paths = records.Paths(out, entry.tree, entry.theme, entry.slug)
             record = records.load_record(paths.record)
-            row = table.setdefault(entry.name, {"pilot_seeds": entry.pilot_seeds, "seeds": {}})
-            row["seeds"][seed] = {
+            table[entry.name]["seeds"][seed] = {
                 "verdict": record["verdict"],
                 **{check["name"]: check["measured"] for check in record["checks"]},
             }
-    target = Path(__file__).parent / "results" / "base_seeds.json"
-    target.write_text(json.dumps(table, indent=1) + "\n")
+    target.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
     for name, row in table.items():
         print(name, {seed: found["verdict"] for seed, found in row["seeds"].items()})
 

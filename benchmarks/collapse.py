@@ -10,8 +10,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers import client
 
 from dynamics.measure import collapse
 
@@ -26,18 +25,7 @@ NUM_SAMPLES, DIM = 50_000, 512
 CLASSES = (10, 100, 1000)
 TURNS = 7
 SLOW_TURNS = 1  # of the loop over batches and classes
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = Path(__file__).parent / "results" / "collapse.json"
-
-
-def peer_python() -> str:
-    """Make the peer's environment, once."""
-    folder = ROOT / "build" / "peers" / "torch"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "numpy"], check=True)
-    return str(python)
 
 
 def sample(num_classes: int) -> dict[str, np.ndarray]:
@@ -63,29 +51,20 @@ def compare(num_classes: int, python: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         for name, array in arrays.items():
             np.save(Path(folder) / f"{name}.npy", array)
-        command = [python, str(ROOT / "benchmarks" / "peers" / "collapse_torch.py"), folder]
-        peer = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet()
-        )
-        versions = json.loads(peer.stdout.readline())
         values = {}
-        for turn in range(TURNS):
-            begin = time.perf_counter()
-            jax.block_until_ready(program(device))
-            seconds["ours"].append(time.perf_counter() - begin)
-            for name in ("by_class", "by_batch_and_class"):
-                if name == "by_batch_and_class" and turn >= SLOW_TURNS:
-                    continue
-                peer.stdin.write(f"{name}\n")
-                peer.stdin.flush()
-                answer = json.loads(peer.stdout.readline())
-                values[name] = answer["values"]
-                if (
-                    turn or name == "by_batch_and_class"
-                ):  # the first turn warms its threads and memory
-                    seconds[name].append(answer["seconds"])
-        peer.stdin.close()
-        peer.wait()
+        with client.started(python, "collapse_torch.py", folder) as torch:
+            for turn in range(TURNS):
+                begin = time.perf_counter()
+                jax.block_until_ready(program(device))
+                seconds["ours"].append(time.perf_counter() - begin)
+                for name in ("by_class", "by_batch_and_class"):
+                    if name == "by_batch_and_class" and turn >= SLOW_TURNS:
+                        continue
+                    answer = torch.ask(name)
+                    values[name] = answer["values"]
+                    # The first turn warms its threads and its memory.
+                    if turn or name == "by_batch_and_class":
+                        seconds[name].append(answer["seconds"])
     for found in values.values():
         np.testing.assert_allclose([float(part) for part in ours], found, rtol=2e-3, atol=1e-4)
     median = {name: float(np.median(s)) for name, s in seconds.items()}
@@ -97,18 +76,14 @@ def compare(num_classes: int, python: str) -> dict:
         "ratio_by_batch_and_class": median["by_batch_and_class"] / median["ours"],
         "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
         "input_bytes": sum(a.nbytes for a in arrays.values()),
-        "peer": versions,
+        "peer": torch.versions,
     }
-
-
-def quiet() -> dict[str, str]:
-    return {**os.environ, "PYTHONWARNINGS": "ignore"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="an interpreter with torch and numpy")
-    python = parser.parse_args().peer or peer_python()
+    python = parser.parse_args().peer or client.environment("torch", "torch", "numpy")
     rows = [compare(num_classes, python) for num_classes in CLASSES]
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
     found = {"samples": NUM_SAMPLES, "dim": DIM, **machine, "rows": rows}

@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers import client
 
 from dynamics import parallel
 from dynamics.data import algorithmic
@@ -40,18 +39,7 @@ STEPS = {"mlp": 40, "transformer": 6}
 SEEDS = 256 if jax.default_backend() == "gpu" else 8
 TURNS = 3
 WAYS = ("eager", "fused", "compiled")
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = Path(__file__).parent / "results" / "grokking.json"
-
-
-def peer_python() -> str:
-    """Make the peer's environment, once."""
-    folder = ROOT / "build" / "peers" / "torch"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "numpy"], check=True)
-    return str(python)
 
 
 def task() -> algorithmic.Table:
@@ -112,7 +100,7 @@ def seconds_of(run, keys) -> float:
     return time.perf_counter() - begin
 
 
-def compare(name: str, form: str, peer) -> dict:
+def compare(name: str, form: str, torch: client.Peer) -> dict:
     """Run all ways of one model in one form, turn by turn."""
     steps = STEPS[name]
     first = np.asarray(jax.jit(member(name, form, np.arange(5)))(jax.random.key(1)))
@@ -127,19 +115,12 @@ def compare(name: str, form: str, peer) -> dict:
         found["ours"].append(1e3 * seconds_of(run, keys[1]) / steps)
         found["ours_many"].append(1e3 * seconds_of(run, keys[SEEDS]) / steps / SEEDS)
         for way in WAYS:
-            answer = ask(peer, f"{name} {form} {way} {steps}")
+            answer = torch.ask(f"{name} {form} {way} {steps}")
             print(name, form, way, f"{1e3 * answer['seconds'] / steps:.1f} ms", flush=True)
             np.testing.assert_allclose(answer["losses"], first, rtol=1e-3)
             found[way].append(1e3 * answer["seconds"] / steps)
     median = {way: float(np.median(times)) for way, times in found.items()}
     return {"model": name, "form": form, "milliseconds": found, "median": median}
-
-
-def ask(peer, line: str) -> dict:
-    """Send one request to the peer and wait for its answer."""
-    peer.stdin.write(line + "\n")
-    peer.stdin.flush()
-    return json.loads(peer.stdout.readline())
 
 
 def ratios(rows: list[dict]) -> dict[str, float]:
@@ -166,7 +147,7 @@ def ratios(rows: list[dict]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="an interpreter with torch and numpy")
-    python = parser.parse_args().peer or peer_python()
+    python = parser.parse_args().peer or client.environment("torch", "torch", "numpy")
     with tempfile.TemporaryDirectory() as folder:
         table = task()
         np.save(Path(folder) / "pairs.npy", np.asarray(table.train_pairs, np.int64))
@@ -174,17 +155,13 @@ def main() -> None:
         for name in STEPS:
             init, _ = model_of(name, "standard")
             np.savez(Path(folder) / f"{name}.npz", **flat(init(jax.random.key(1))))
-        script = str(ROOT / "benchmarks" / "peers" / "grokking_torch.py")
-        peer = subprocess.Popen([python, script, folder], stdin=subprocess.PIPE, text=True,
-                                stdout=subprocess.PIPE)  # fmt: skip
-        versions = json.loads(peer.stdout.readline())
-        rows = [compare(name, form, peer) for name in STEPS for form in ("standard", "factored")]
-        peer.stdin.close()
-        peer.wait()
+        with client.started(python, "grokking_torch.py", folder) as torch:
+            forms = ("standard", "factored")
+            rows = [compare(name, form, torch) for name in STEPS for form in forms]
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
-    device = jax.devices()[0].device_kind
+    machine |= {"device": jax.devices()[0].device_kind, "peer": torch.versions}
     report = {"modulus": MODULUS, "examples": len(table.train_pairs), "seeds": SEEDS, **machine,
-              "device": device, "peer": versions, "rows": rows, "ratios": ratios(rows)}  # fmt: skip
+              "rows": rows, "ratios": ratios(rows)}  # fmt: skip
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
         times = ", ".join(f"{way} {value:.1f}" for way, value in row["median"].items())
