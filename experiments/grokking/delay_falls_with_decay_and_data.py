@@ -31,6 +31,7 @@ PAPER_IDS = ("P90",)
 PILOT_SEEDS = (101, 102, 103)
 THRESHOLD = 0.95  # accuracy that counts as fitted, as generalised
 TABLES = ("addition", "random")
+LAW = 0.5, 4.0  # the decays over which an exponent is asked for; below, the curve is no power law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,17 @@ class Config:
             if len(values) < 2 or list(values) != sorted(set(values)):
                 message = f"{name}={values}: give two or more in rising order"
                 raise ValueError(message)
+        if self.in_law().sum() < 2:
+            message = f"weight_decays={self.weight_decays}: give two or more within {LAW}"
+            raise ValueError(message)
         if self.table not in TABLES:
             message = f"table={self.table!r}: choose one of {', '.join(TABLES)}"
             raise ValueError(message)
+
+    def in_law(self) -> np.ndarray:
+        """Return which weight decays (L,) an exponent is taken over."""
+        decays = np.array(self.weight_decays)
+        return (decays >= LAW[0]) & (decays <= LAW[1])
 
 
 class Result(NamedTuple):
@@ -119,10 +128,10 @@ def check(config: Config, result: Result) -> list[checks.Check]:
     fitted = np.asarray(grokking.first_crossing(result.step, result.train_accuracy, THRESHOLD))
     by_decay, by_data = (least_fall(np.moveaxis(delay, axis, -1)) for axis in (2, 1))
     half = int(np.argmin(np.abs(np.array(config.train_fractions) - 0.5)))
-    decays = np.array(config.weight_decays)
-    slopes = statistics.log_log_slope(decays[decays > 0], delay[:, half, decays > 0])
+    decays, law = np.array(config.weight_decays), config.in_law()
+    slopes = statistics.log_log_slope(decays[law], delay[:, half, law])
     slope = statistics.mean_interval(slopes)
-    most = statistics.log_log_slope(decays[decays > 0], delay[:, -1, decays > 0])
+    most = statistics.log_log_slope(decays[law], delay[:, -1, law])
     strongest = [statistics.log_log_slope(decays[-2:], delay[:, f, -2:]) for f in (0, half)]
     generalised = np.isfinite(delay).mean(axis=0)  # (F, L)
     return [
