@@ -33,6 +33,14 @@ class Quadratic(NamedTuple):
     matrix: Array  # (D, D) symmetric
 
 
+class Sample(NamedTuple):
+    """All that training by squared loss sees of samples (x, y): means over them."""
+
+    gram: Array  # (F, F) of φ φ^T, with φ = pack(x, x x^T) and F = D + D (D + 1) / 2
+    correlation: Array  # (F,) of y φ
+    power: Array  # () of y²
+
+
 def infinite_width_start(input_dim: int) -> WeightMoments:
     """Return the moments (0, I) of infinitely many units with standard normal weights.
 
@@ -173,7 +181,7 @@ def pack(function: Quadratic) -> Array:
 
     Off-diagonal entries of the symmetric matrix stand once, times √2. So with
     φ(x) = pack(x, x x^T), f(x) = pack(f)·φ(x), and the mean of r φ is pack(v, S): training sees
-    the samples through the mean of φ φ^T and of y φ alone, whatever their number.
+    the samples through a `Sample` alone, whatever their number.
 
     Example:
         >>> print(pack(Quadratic(jnp.array([1.0, 2.0]), jnp.array([[3.0, 0.0], [0.0, 4.0]]))))
@@ -202,6 +210,52 @@ def unpack(packed: Array, input_dim: int) -> Quadratic:
     weight = np.where(np.eye(input_dim, dtype=bool), 1.0, np.sqrt(0.5))
     matrix = packed[..., place] * jnp.asarray(weight, packed.dtype)
     return Quadratic(packed[..., :input_dim], matrix)
+
+
+def summarise(teacher: Array, inputs: Array, num_samples: int | Array) -> Sample:
+    """Return what training sees of the first inputs with the targets y = (b·x)²/2.
+
+    Args:
+        teacher: b, (D,).
+        inputs: (P, D).
+        num_samples: How many of the inputs count, from 1 to P; it may be traced.
+
+    Example:
+        >>> inputs = jnp.array([[2.0], [7.0]])
+        >>> print(summarise(jnp.ones(1), inputs, 1).correlation)
+        [4. 8.]
+    """
+    features = pack(Quadratic(inputs, inputs[:, :, None] * inputs[:, None, :]))
+    weighted = features.T * (jnp.arange(len(inputs)) < num_samples) / num_samples
+    targets = _product("pi,i->p", inputs, teacher) ** 2 / 2
+    power = jnp.mean(targets**2, where=jnp.arange(len(inputs)) < num_samples)
+    gram = _product("fp,pg->fg", weighted, features)
+    return Sample(gram, _product("fp,p->f", weighted, targets), power)
+
+
+def residual(function: Quadratic, sample: Sample) -> Quadratic:
+    """Return the means of (f - y) x and of (f - y) x x^T, which `descend` takes.
+
+    Example:
+        >>> sample = summarise(jnp.ones(1), jnp.array([[2.0]]), 1)
+        >>> print(residual(Quadratic(jnp.zeros(1), jnp.ones((1, 1))), sample).linear)
+        [4.]
+    """
+    packed = _product("f,fg->g", pack(function), sample.gram) - sample.correlation
+    return unpack(packed, function.linear.shape[-1])
+
+
+def training_loss(function: Quadratic, sample: Sample) -> Array:
+    """Return the mean of (f - y)² over the samples, ().
+
+    Example:
+        >>> sample = summarise(jnp.ones(1), jnp.array([[2.0]]), 1)
+        >>> print(training_loss(Quadratic(jnp.zeros(1), jnp.ones((1, 1))), sample))
+        4.0
+    """
+    packed = pack(function)
+    fit = _product("f,fg->g", packed, sample.gram) - 2 * sample.correlation
+    return sample.power + jnp.sum(packed * fit)
 
 
 def _product(subscripts: str, *operands: Array) -> Array:

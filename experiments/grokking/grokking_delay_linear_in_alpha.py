@@ -102,31 +102,26 @@ def train(key: Key, num_samples: Array, config: Config, times: np.ndarray):
     teacher *= dim**0.5 / jnp.linalg.norm(teacher)
     inputs = jax.random.normal(input_key, (config.many, dim)) / dim**0.5
     start = lazy_rich.weight_moments(jax.random.normal(weight_key, (config.width, dim)))
-    # All that training sees of the samples: means of φ φ^T, y φ and y².
-    features = lazy_rich.pack(lazy_rich.Quadratic(inputs, inputs[:, :, None] * inputs[:, None]))
-    weight = (jnp.arange(config.many) < num_samples) / num_samples
-    targets = (inputs @ teacher) ** 2 / 2
-    gram, correlation = (features.T * weight) @ features, (features.T * weight) @ targets
-    power = weight @ targets**2
+    sample = lazy_rich.summarise(teacher, inputs, num_samples)
 
     def function(moments, scale):
         return lazy_rich.predictor(moments, start, output_scale=scale, curvature=config.curvature)
 
     def advance(moments):
-        functions = jax.vmap(function)(moments, scales_and_rates[:, 0])
-        residuals = lazy_rich.unpack(lazy_rich.pack(functions) @ gram - correlation, dim)
-        descend = lambda moments, residual, setting: lazy_rich.descend(
-            moments, residual, learning_rate=setting[1], output_scale=setting[0],
-            curvature=config.curvature,
-        )  # fmt: skip
-        return jax.vmap(descend)(moments, residuals, scales_and_rates)
+        def descend(moments, setting):
+            scale, rate = setting
+            return lazy_rich.descend(
+                moments, lazy_rich.residual(function(moments, scale), sample),
+                learning_rate=rate, output_scale=scale, curvature=config.curvature,
+            )  # fmt: skip
+
+        return jax.vmap(descend)(moments, scales_and_rates)
 
     def measure(moments):
         functions = jax.vmap(function)(moments, scales_and_rates[:, 0])
-        packed = lazy_rich.pack(functions)  # (C, F)
-        fit = jnp.sum(packed * (packed @ gram - 2 * correlation), axis=-1)
+        train = jax.vmap(lambda f: lazy_rich.training_loss(f, sample))(functions)
         test = jax.vmap(lambda f: lazy_rich.population_loss(f, teacher))(functions)
-        return 1 + fit / power, test / 0.75  # E y² = 3/4
+        return train / sample.power, test / 0.75  # E y² = 3/4
 
     at_start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(scales_and_rates)), start)
     return trajectory.record(advance, at_start, measure, times=times)

@@ -192,3 +192,26 @@ class TestPack:
     def test_refuses_another_length(self):
         with pytest.raises(ValueError, match="give 5"):
             lazy_rich.unpack(jnp.zeros(4), 2)
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 80])
+def test_sample_against_the_errors_one_by_one(key, x64, num_samples):
+    task_key, function_key = jax.random.split(key)
+    task = make_task(task_key, num_units=5)
+    form = jax.random.normal(function_key, (17, 16))
+    function = lazy_rich.Quadratic(form[0], form[1:] + form[1:].T)
+    sample = lazy_rich.summarise(task.teacher, task.inputs, num_samples)
+    inputs = task.inputs[:num_samples]
+    error = lazy_rich.evaluate(function, inputs) - task.targets[:num_samples]
+    found = lazy_rich.residual(function, sample)
+    by_hand = jnp.einsum("p,pi,pj->ij", error, inputs, inputs) / num_samples
+    np.testing.assert_allclose(lazy_rich.training_loss(function, sample), jnp.mean(error**2))
+    np.testing.assert_allclose(found.linear, error @ inputs / num_samples, rtol=1e-9)
+    np.testing.assert_allclose(found.matrix, by_hand, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_beyond_the_number_count_for_nothing(key, x64):
+    task = make_task(key, num_units=5)
+    spoilt = task.inputs.at[30:].set(1e3)
+    right, wrong = (lazy_rich.summarise(task.teacher, x, 30) for x in (task.inputs, spoilt))
+    jax.tree.map(np.testing.assert_array_equal, right, wrong)
