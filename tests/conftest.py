@@ -79,18 +79,21 @@ class SmokeRun:
         """Return the checks of the run as it is."""
         return judgement.judge(self.experiment, self.run)
 
-    def judge(self, *, prediction=None, **fields):
-        """Return the verdict and the names of the red checks.
+    def judge(self, *, prediction=None, role=None, **fields):
+        """Return the verdict and the names of the red checks, of one role if given.
 
-        `fields` replace some of the result, a dictionary `prediction` some of the prediction.
+        `fields` replace some of the result; `prediction` is another one, or a dictionary that
+        replaces some of it.
         """
         part = self.main
         part = dataclasses.replace(part, result=part.result._replace(**fields))
         if prediction:
-            part = dataclasses.replace(part, prediction=part.prediction._replace(**prediction))
+            whole = prediction if isinstance(prediction, dict) else prediction._asdict()
+            part = dataclasses.replace(part, prediction=part.prediction._replace(**whole))
         parts = {**self.run.parts, execution.MAIN: part}
         found = judgement.judge(self.experiment, execution.Run(parts, self.run.provenance))
-        return checks.verdict(found), {check.name for check in found if not check.passed}
+        red = {c.name for c in found if not c.passed and role in (None, c.role)}
+        return checks.verdict(found), red
 
 
 @pytest.fixture
