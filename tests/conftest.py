@@ -40,27 +40,45 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="session")
-def smoke_runs(request, tmp_path_factory):
-    """The folder with the smoke runs of the claims that this session's tests ask for.
+def pytest_collection_modifyitems(items):
+    """Put what waits for the smoke runs last: they go on beside the other tests."""
+    items.sort(key=lambda item: "smoke_runs" in item.fixturenames)
 
-    A test asks by a parameter `entry` of the catalogue, or by the mark `smoke_run_of(name)`. One
-    command runs all of them, two at a time; what it printed comes second.
+
+@pytest.fixture(scope="session", autouse=True)
+def started_smoke_runs(request, tmp_path_factory):
+    """Start one command with the smoke runs of all claims that this session's tests ask for.
+
+    A test asks by a parameter `entry` of the catalogue, or by the mark `smoke_run_of(name)`.
     """
-    out = tmp_path_factory.mktemp("smoke")
     chosen = set()
     for item in request.session.items:
         if "smoke_runs" in item.fixturenames:
             chosen |= {mark.args[0] for mark in item.iter_markers("smoke_run_of")}
             entry = getattr(item, "callspec", None) and item.callspec.params.get("entry")
             chosen |= {entry.name} if entry else set()
+    if not chosen:
+        yield None
+        return
+    out = tmp_path_factory.mktemp("smoke")
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments", "run", *sorted(chosen), "--smoke", "--jobs=2",
-         f"--out={out}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    return out, done
+    with (out / "log.txt").open("w") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "experiments", "run", *sorted(chosen), "--smoke",
+             f"--out={out}"],
+            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    yield out, running
+    running.kill()
+    running.wait()
+
+
+@pytest.fixture(scope="session")
+def smoke_runs(started_smoke_runs):
+    """The folder with the smoke runs, once they are over; what they printed is its log.txt."""
+    out, running = started_smoke_runs
+    running.wait()
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +120,7 @@ def claim(request, smoke_runs):
     (mark,) = request.node.iter_markers("smoke_run_of")
     (entry,) = catalogue.find(list(mark.args))
     experiment = catalogue.load(entry)
-    paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
+    paths = records.Paths(smoke_runs, entry.tree, entry.theme, entry.slug)
     return SmokeRun(experiment, execution.load(experiment, paths.arrays))
 
 

@@ -14,9 +14,8 @@ pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def record(smoke_runs, entry):
-    out, done = smoke_runs
-    paths = records.Paths(out, entry.tree, entry.theme, entry.slug)
-    assert paths.record.exists(), done.stdout + done.stderr
+    paths = records.Paths(smoke_runs, entry.tree, entry.theme, entry.slug)
+    assert paths.record.exists(), (smoke_runs / "log.txt").read_text()
     return records.load_record(paths.record)
 
 
@@ -39,7 +38,7 @@ class TestSmoke:
         assert all(check["why"] for check in record["checks"])
 
     def test_figure_is_small(self, smoke_runs, record, entry):
-        paths = records.Paths(smoke_runs[0], entry.tree, entry.theme, entry.slug)
+        paths = records.Paths(smoke_runs, entry.tree, entry.theme, entry.slug)
         assert 5_000 < paths.figure.stat().st_size < 150_000
 
     def test_committed_record_is_of_this_claim(self, entry):
