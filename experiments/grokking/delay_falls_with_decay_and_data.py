@@ -127,7 +127,8 @@ def check(config: Config, result: Result) -> list[checks.Check]:
     delay = delays(result)
     fitted = np.asarray(grokking.first_crossing(result.step, result.train_accuracy, THRESHOLD))
     by_decay, by_data = (least_fall(np.moveaxis(delay, axis, -1)) for axis in (2, 1))
-    half = int(np.argmin(np.abs(np.array(config.train_fractions) - 0.5)))
+    nearest = lambda share: int(np.argmin(np.abs(np.array(config.train_fractions) - share)))
+    half, enough = nearest(0.5), nearest(0.6)
     decays, law = np.array(config.weight_decays), config.in_law()
     slopes = statistics.log_log_slope(decays[law], delay[:, half, law])
     slope = statistics.mean_interval(slopes)
@@ -153,6 +154,8 @@ def check(config: Config, result: Result) -> list[checks.Check]:
                      why="steeper; pilots -0.8 to -1.1"),
         checks.above("share that generalises: most data, no decay", generalised[-1, 0], 1,
                      why="enough data need no decay"),
+        checks.above("share that generalises: 60 % of the table, no decay", generalised[enough, 0],
+                     1, why="nor does it take that much"),
         checks.above("share that generalises: least data, most decay", generalised[0, -1], 1,
                      why="enough decay needs less data"),
         checks.below("share that generalises: half of the table, no decay", generalised[half, 0],

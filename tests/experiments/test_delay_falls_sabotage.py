@@ -75,6 +75,14 @@ def test_half_of_the_table_that_needs_no_decay(claim):
     assert "share that generalises: half of the table, no decay" in red
 
 
+def test_sixty_percent_that_are_not_enough_without_decay(claim):
+    accuracy = claim.main.result.test_accuracy.copy()
+    accuracy[0, 2, 0] = 0.03
+    verdict, red = claim.judge(test_accuracy=accuracy)
+    assert verdict == "fails"
+    assert red == {"share that generalises: 60 % of the table, no decay"}
+
+
 def test_networks_that_do_not_fit_are_void(claim):
     accuracy = np.minimum(claim.main.result.train_accuracy, 0.9)
     assert claim.judge(train_accuracy=accuracy)[0] == "void"
