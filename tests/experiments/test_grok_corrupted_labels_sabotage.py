@@ -83,6 +83,16 @@ def test_a_divergence_is_void(claim):
     assert claim.judge(loss=loss)[0] == "void"
 
 
+@pytest.mark.parametrize("control", ["decay in the loss", "no decay"])
+def test_a_control_is_not_red_for_being_short(claim, control):
+    """The claim itself, cut off at the control's last step, breaks none of the checks it names."""
+    result, part = claim.main.result, claim.run.parts[control]
+    kept = result.step <= part.config.num_steps
+    cut = {name: getattr(result, name)[..., kept] for name in ("step", "loss", *CURVES)}
+    _, red = claim.judge(**cut)
+    assert not red & set(claim.experiment.controls[control].breaks)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"decays": (0.0, 1.0)}, "give 4"), ({"corruption": 0.0}, "between 0")]
 )
