@@ -49,3 +49,17 @@ def test_phases_that_align_only_at_the_end(claim):
 def test_a_network_that_does_not_fit_is_void(claim):
     accuracy = np.minimum(claim.main.result.train_accuracy, 0.97)
     assert claim.judge(train_accuracy=accuracy)[0] == "void"
+
+
+def test_neurons_of_several_frequencies_at_the_end(claim):
+    """Participation that has only risen, as for two or three frequencies a neuron."""
+    power = np.full_like(claim.main.result.power, 1 / claim.main.result.power.shape[-1])
+    red = {"share of neurons with one frequency at the end, mean over seeds"}
+    assert claim.judge(power=power) == ("fails", red)
+
+
+def test_alignment_that_is_kept_without_decay(claim):
+    alignment = claim.main.result.alignment.copy()
+    alignment[:, 1] = np.minimum(np.maximum.accumulate(alignment[:, 1], axis=-1), 0.84)
+    red = {"alignment of phases, no decay, lost from its highest to the end"}
+    assert claim.judge(alignment=alignment) == ("fails", red)
