@@ -45,3 +45,10 @@ def test_rates_that_are_comparable(claim):
     verdict, red = claim.judge(untuned=untuned[..., ::-1])
     assert verdict == "fails"
     assert red == {"AdamW's steps / Muon's at equal nominal settings, most of the table"}
+
+
+def test_a_muon_that_learns_nothing_from_scarce_data_is_void(claim):
+    """Steps of AdamW over infinity would be a lead that is gone."""
+    accuracy = claim.main.result.test_accuracy.copy()
+    accuracy[:, 0, 1] = 0.03
+    assert claim.judge(test_accuracy=accuracy)[0] == "void"
