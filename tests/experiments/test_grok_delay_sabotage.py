@@ -68,6 +68,27 @@ def test_red_where_generalisation_is_not_late(experiment, smoke):
     assert checks.verdict(found) == "fails"
 
 
+def test_red_where_a_strong_kernel_does_as_well_as_a_weak_one(experiment, smoke):
+    """Late as the others are at that output scale, but no later."""
+    config, result = smoke
+    loss = result.test_loss.copy()
+    loss[:, 0, 2] = loss[:, 0, 3]
+    found, _ = claims(experiment, config, result._replace(test_loss=loss))
+    red = {check.name for check in found if not check.passed}
+    assert "test loss with a strong kernel over that with a weak one, median" in red
+
+
+def test_red_where_the_gap_grows_only_with_few_samples(experiment, smoke):
+    """With many samples every scale takes the same time, and so the same number of steps."""
+    config, result = smoke
+    losses = {name: getattr(result, name).copy() for name in ("train_loss", "test_loss")}
+    for loss in losses.values():
+        loss[:, 1, :3] = loss[:, 1, :1]
+    found, _ = claims(experiment, config, result._replace(**losses))
+    red = {check.name for check in found if not check.passed}
+    assert "exponent of the gap in kernel time against α, many samples, median" in red
+
+
 def test_void_where_the_losses_diverge(experiment, smoke):
     config, result = smoke
     losses = result.train_loss.copy()
