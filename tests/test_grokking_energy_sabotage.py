@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from experiments import catalogue
+
 MAXIMA = "theory_checks/grokking/li2_energy_fourier_maxima"
 SAMPLING = "theory_checks/grokking/li2_sampling_fourier_vs_spike"
 NETWORK = "theory_checks/grokking/modular_addition_analytic_network"
@@ -108,6 +110,21 @@ class TestNetwork:
         outcome, red = claim.judge(role="claim", wrong=wrong)
         assert outcome == "fails"
         assert red == {"largest relative error of a mean wrong logit"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ridges": (0.1, 10.0)}, "1 among them"),
+        ({"ridges": (1.0, 0.1)}, "rising"),
+        ({"widths": (256,)}, "two or more"),
+        ({"widths": (1024, 256)}, "two or more"),
+    ],
+)
+def test_widths_and_ridges_that_give_no_exponent_are_refused(wrong, message):
+    (entry,) = catalogue.find([GRADIENT])
+    with pytest.raises(ValueError, match=message):
+        catalogue.load(entry).config(**wrong)
 
 
 @pytest.mark.smoke_run_of(GRADIENT)

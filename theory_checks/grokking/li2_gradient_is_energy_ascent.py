@@ -39,6 +39,14 @@ class Config:
     num_seeds: int = 5
     seed: int = 1
 
+    def __post_init__(self):
+        if len(self.widths) < 2 or list(self.widths) != sorted(set(self.widths)):
+            message = f"widths={self.widths}: give two or more in rising order"
+            raise ValueError(message)
+        if 1.0 not in self.ridges or list(self.ridges) != sorted(set(self.ridges)):
+            message = f"ridges={self.ridges}: give them in rising order, 1 among them"
+            raise ValueError(message)
+
 
 class Prediction(NamedTuple):
     """S seeds, P widths, R ridges."""
