@@ -1,9 +1,9 @@
 """Two moments of the weights say all of a grokking network: its course and its test loss.
 
 Claim      A network of units h + ε h²/2, of any width, trained by full-batch gradient descent: the
-           mean and the second moment of its weights follow a recursion of their own at every step,
-           to round-off, and the test loss on Gaussian inputs is a closed form of the two, while
-           the weights turn from random to the direction of the teacher.
+           mean and the second moment of its weights follow a recursion of their own, to rounding
+           and what it grows to, and the test loss on Gaussian inputs is a closed form of the two,
+           while the weights turn from random to the direction of the teacher.
 Control    With a cubic term in the activation the recursion no longer holds; on inputs that are
            not Gaussian the closed form of the test loss does not; without its matrix part neither.
 Reference  Kumar et al. 2024, arXiv:2310.06110, polynomial regression; the recursion for steps of
@@ -31,10 +31,11 @@ TEST_INPUTS = {  # of mean 0 and variance 1; what the closed form needs beside i
     "signs": lambda key, shape: jax.random.rademacher(key, shape, float),
 }
 EXACT = {
-    "mean": "largest error of the mean weight",
-    "second": "largest error of the second moment",
-    "train_loss": "largest error of the training loss",
+    "mean": "largest error of the mean weight over amplified rounding",
+    "second": "largest error of the second moment over amplified rounding",
+    "train_loss": "largest error of the training loss over amplified rounding",
 }
+NUDGE = 1e-12  # moves a start, to see how much of it is left or made of it later
 SAMPLED = "largest error of the test loss, mean over seeds, in standard errors"
 
 
@@ -64,8 +65,7 @@ class Config:
 
     def times(self) -> np.ndarray:
         """Return 0, every step of the first few, then ever more apart (T,)."""
-        spaced = np.geomspace(1, self.num_steps, self.num_times).astype(int)
-        return np.unique(np.concatenate([np.arange(10), spaced]))
+        return np.unique([*range(10), *np.geomspace(1, self.num_steps, self.num_times).astype(int)])
 
 
 class Prediction(NamedTuple):
@@ -76,6 +76,7 @@ class Prediction(NamedTuple):
     train_loss: Array  # (S, C, T) mean squared error
     test_loss: Array  # (S, C, T) the closed form
     linear_part: Array  # (S, C, T) of test_loss; the rest is its matrix part
+    amplification: Array  # (S, C) largest change of the second moment over that of its start
 
 
 class Result(NamedTuple):
@@ -131,18 +132,23 @@ def predict(config: Config) -> Prediction:
 
         def advance(moments):
             weighted = residuals(moments)[:, None] * inputs / len(inputs)
-            residual = lazy_rich.Quadratic(weighted.sum(axis=0), weighted.T @ inputs)
-            rate = config.step_size / scale**2
             return lazy_rich.descend(
-                moments, residual, learning_rate=rate, output_scale=scale, curvature=curvature
-            )
+                moments, lazy_rich.Quadratic(weighted.sum(axis=0), weighted.T @ inputs),
+                learning_rate=config.step_size / scale**2, output_scale=scale, curvature=curvature,
+            )  # fmt: skip
 
         def measure(moments):
             test = lazy_rich.population_loss(function(moments), teacher)
             linear = jnp.sum(function(moments).linear ** 2) / config.input_dim
-            return Prediction(*moments, jnp.mean(residuals(moments) ** 2), test, linear)
+            return *moments, jnp.mean(residuals(moments) ** 2), test, linear
 
-        return trajectory.record(advance, start, measure, times=config.times())
+        # Few units have a second moment of low rank. Rounding leaves those moments, and what has
+        # left may grow by a factor of 1e7 (one network in a thousand) before the teacher is found.
+        noise = jax.random.normal(jax.random.fold_in(key, 1), start.second.shape)
+        moved = start._replace(second=start.second + NUDGE * (noise + noise.T) / 2**0.5)
+        follow = lambda state: trajectory.record(advance, state, measure, times=config.times())
+        course, other = follow(start), follow(moved)
+        return Prediction(*course, jnp.abs(other[1] - course[1]).max() / NUDGE)
 
     return every_seed_and_width(one, config)
 
@@ -192,10 +198,12 @@ def without_matrix(prediction: Prediction) -> np.ndarray:
 
 def check(config: Config, prediction: Prediction, result: Result) -> list[checks.Check]:
     def largest(name):
-        error = getattr(result, name) - getattr(prediction, name)
-        return np.abs(error).reshape(len(error), -1).max(axis=1)  # (S,)
+        error = np.abs(getattr(result, name) - getattr(prediction, name))
+        error = error.reshape(*prediction.amplification.shape, -1).max(axis=-1)  # (S, C)
+        amplified = np.finfo(float).eps * (1 + prediction.amplification)
+        return (error / amplified).max(axis=1)  # (S,)
 
-    rounding = "an identity in double precision: pilots below 2e-12, with a cubic term above 0.02"
+    rounding = "an identity but for rounding and its growth: pilots up to 113, a cubic term 1e9"
     bare = without_matrix(prediction) / result.test_loss
     relative = result.standard_error / prediction.test_loss
     error = np.sum(result.test_loss / prediction.test_loss - 1, axis=0)  # (C, T)
@@ -204,7 +212,7 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
                             result.train_loss + result.test_loss, mend="lower step_size"),
         checks.below("largest standard error of a test loss, relative", relative.max(), 0.04,
                      role="precondition", why="else Monte Carlo sees nothing: raise num_test"),
-        *(checks.every_seed(name, largest(field), upper=1e-9, why=rounding)
+        *(checks.every_seed(name, largest(field), upper=1e3, why=rounding)
           for field, name in EXACT.items()),
         checks.below(SAMPLED, np.abs(error / np.sqrt(np.sum(relative**2, axis=0))).max(), 5,
                      why="the closed form is exact; one run in ten thousand is above"),
@@ -234,10 +242,9 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     losses.set(ylim=(0, None), ylabel="mean squared error")
     losses.legend(title=f"network of {config.widths[widest]} units", loc="lower left")
     matrix = mean(prediction.test_loss - prediction.linear_part)
+    linear = mean(prediction.linear_part)
     names, colours = ("second moment", "mean"), plotting.COLOURS[2:4]
-    parts.stackplot(
-        step, matrix, mean(prediction.linear_part), labels=names, colors=colours, alpha=0.6
-    )
+    parts.stackplot(step, matrix, linear, labels=names, colors=colours, alpha=0.6)
     bare, label = mean(without_matrix(prediction)), "had the second moment\nnot moved"
     plotting.theory(parts, step, bare, linestyle=":", label=label)
     parts.set(ylim=(0, 1.15), ylabel="closed form of the test loss")
@@ -268,14 +275,8 @@ EXPERIMENT = contract.TheoryCheck(
     resolution=1e-7,  # of the moments; Monte Carlo sees an error of the closed form of 6 %
     precision="float64",
     smoke=dict(num_steps=1000, num_times=20, num_seeds=2),
-    paper=dict(
-        widths=(500,),
-        input_dim=100,
-        num_samples=550,
-        curvature=0.02,
-        step_size=1.0,
-        num_steps=10**5,
-    ),
+    paper=dict(widths=(500,), input_dim=100, num_samples=550, curvature=0.02, step_size=1.0,
+               num_steps=10**5),
     controls={
         "cubic activation": contract.Control(
             dict(cubic=0.02, num_steps=300),
@@ -293,7 +294,7 @@ EXPERIMENT = contract.TheoryCheck(
             why="the weights stand nearly still, though the moments obey their recursion",
         ),
     },
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     runner.main(EXPERIMENT)
