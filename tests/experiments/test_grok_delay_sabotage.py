@@ -68,6 +68,15 @@ def test_red_where_generalisation_is_not_late(experiment, smoke):
     assert checks.verdict(found) == "fails"
 
 
+def test_red_where_the_laziest_never_generalises(experiment, smoke):
+    """A gap without end is not slower than α², at whatever step the run was cut."""
+    config, result = smoke
+    loss = result.test_loss.copy()
+    loss[:, 0, 2] = np.maximum(loss[:, 0, 2], 0.9)
+    _, by_name = claims(experiment, config, result._replace(test_loss=loss))
+    assert by_name[GAP].measured > by_name[GAP].upper
+
+
 def test_red_where_a_strong_kernel_does_as_well_as_a_weak_one(experiment, smoke):
     """Late as the others are at that output scale, but no later."""
     config, result = smoke
