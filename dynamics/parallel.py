@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dynamics.data_parallel import data_parallel
+
+__all__ = ["choose_batching", "data_parallel", "ensemble", "largest_product"]
 ENGINES = ("jit", "pmap")
 BATCHINGS = ("auto", "vmap", "map")
 AXIS = "member"
