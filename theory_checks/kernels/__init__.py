@@ -1,0 +1,1 @@
+"""Regression with kernels: risks, spectra and learning curves in closed form next to simulation."""
