@@ -96,7 +96,7 @@ def run(config: Config) -> Result:
         fit = lambda case: regress(features, order, tail, *case, config)
         return jax.lax.map(fit, (cases, scales))
 
-    return parallel.ensemble(one, (keys, tails, shuffles))
+    return parallel.ensemble(one, (keys, tails, shuffles), batching="map")
 
 
 def regress(features, order, tail, law, scale, config: Config) -> Result:

@@ -200,7 +200,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
                         marker=plotting.MARKERS[i])  # fmt: skip
     left.set(xscale="log", yscale="log", xlabel="number of features k", ylabel="test error",
              title=f"n = {config.nums_samples[row]}")  # fmt: skip
-    left.set_ylim(0.5, 30)
+    left.set_ylim(0.5, 150)
     left.legend(loc="upper right")
     for i, k in enumerate(features_of(config)):
         plotting.theory(middle, config.nums_samples, prediction.best[:, i], label=None)
@@ -210,7 +210,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     middle.set(xscale="log", yscale="log", xlabel="number of samples n", title="best ridge")
     middle.set_xticks(config.nums_samples, [str(n) for n in config.nums_samples])
     middle.set_xticks([], minor=True)
-    middle.set_ylim(0.28, 2)
+    middle.set_ylim(0.25, 2)
     middle.legend(loc="lower left", ncol=2, columnspacing=1)
     ridges = ridges_of(config)
     for i in range(len(features_of(config))):
@@ -218,7 +218,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
         plotting.points(right, ridges[::3], result.train[:, row, i, ::3], markersize=3,
                         color=plotting.COLOURS[i], marker=plotting.MARKERS[i])  # fmt: skip
     right.set(xscale="log", yscale="log", xlabel="ridge δ", ylabel="train error", ylim=(1e-8, 10),
-              title=f"n = {config.nums_samples[row]}")  # fmt: skip
+              title=f"n = {config.nums_samples[row]}, k as in (b)")  # fmt: skip
     plotting.label_panels(panels)
 
 

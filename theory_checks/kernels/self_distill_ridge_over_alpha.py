@@ -90,7 +90,7 @@ def keys(config: Config) -> Array:
 
 
 def weight_grid() -> Array:
-    return jnp.linspace(-2, 2, 401)
+    return jnp.linspace(-4, 4, 801)
 
 
 def example() -> tuple[Array, Array, Array]:
@@ -110,7 +110,7 @@ def predict(config: Config) -> Prediction:
         at = lambda ridge, weight: self_distillation.distill(
             kernel, kernel, labels, ridge=ridge, label_weight=weight, steps=steps
         )
-        found = jax.vmap(lambda ridge: jax.vmap(lambda weight: at(ridge, weight))(weights))(ridges)
+        found = over_both(at, ridges, weights)
         first, second = found.fits[:, 0, 0], found.fits[:, 0, 1]  # of α = 0, (L, N)
         best = jax.vmap(self_distillation.best_label_weight, (0, 0, None))(first, second, truth)
         return *found, best
@@ -121,7 +121,9 @@ def predict(config: Config) -> Prediction:
              for weight in EXAMPLE_WEIGHTS]  # fmt: skip
     losses = [jnp.mean((jnp.vstack([f.fits, f.limit]) - truth) ** 2, axis=1) for f in found]
     weight = self_distillation.best_label_weight(*found[0].fits[:2], truth)
-    return Prediction(*parallel.ensemble(one, keys(config)), jnp.stack(losses), weight)
+    return Prediction(
+        *parallel.ensemble(one, keys(config), batching="map"), jnp.stack(losses), weight
+    )
 
 
 def run(config: Config) -> Result:
@@ -133,19 +135,28 @@ def run(config: Config) -> Result:
         fresh = config.fresh_noise * jax.random.normal(fresh_key, (config.num_steps, len(labels)))
         fit = lambda ridge, weight: distill(kernel, labels + fresh, ridge, weight)
         once = lambda penalty: kernel @ ridge_weights(kernel, labels, penalty)
-        single = lambda power: jax.vmap(
-            lambda ridge: jax.vmap(lambda weight: once(ridge / weight**power))(weights[1:])
+        single = lambda power: over_both(
+            lambda ridge, weight: once(ridge / weight**power), ridges, weights[1:]
         )
-        fits = jax.vmap(lambda ridge: jax.vmap(lambda weight: fit(ridge, weight))(weights))(ridges)
+        fits = over_both(fit, ridges, weights)
 
         def losses(ridge, first):
             targets = weight_grid()[:, None] * (labels - first) + first  # (W, N)
             second = (kernel @ ridge_weights(kernel, targets.T, ridge)).T
             return jnp.mean((second - truth) ** 2, axis=1)
 
-        return fits, single(1)(ridges), single(2)(ridges), jax.vmap(losses)(ridges, fits[:, 0, 0])
+        least = jax.lax.map(lambda row: losses(*row), (ridges, fits[:, 0, 0]))
+        return fits, single(1), single(2), least
 
-    return Result(*parallel.ensemble(one, keys(config)), run_example())
+    return Result(*parallel.ensemble(one, keys(config), batching="map"), run_example())
+
+
+def over_both(fn, ridges: Array, weights: Array):
+    """Return fn(ridge, weight) of every pair, (L, A, ...), one after the other.
+
+    Batched factorisations side by side have waited for each other for ever on two cores.
+    """
+    return jax.lax.map(lambda r: jax.lax.map(lambda w: fn(r, w), weights), ridges)
 
 
 def ridge_weights(kernel: Array, targets: Array, penalty) -> Array:
@@ -236,21 +247,21 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     gap, steps = distances(prediction, result), np.arange(1, config.num_steps + 1)
     row = len(config.ridges) // 2
     for i, weight in enumerate(config.label_weights):
-        curve = np.maximum(gap[0, row, i], 1e-16)
+        curve = np.where(gap[0, row, i] > 1e-13, gap[0, row, i], np.nan)
         middle.plot(steps[::3], curve[::3], plotting.MARKERS[i], color=plotting.COLOURS[i],
                     markersize=3, label=f"α = {weight:g}")  # fmt: skip
         limit = prediction.limit[0, row, i]
         line = np.linalg.norm(prediction.fits[0, row, i] - limit, axis=-1)
-        plotting.theory(middle, steps, np.maximum(line, 1e-16), label=None)
+        plotting.theory(middle, steps, np.where(line > 1e-13, line, np.nan), label=None)
     middle.set(xlabel="step t", ylabel="distance of f$_t$ from the fit of λ/α", yscale="log",
-               ylim=(1e-17, 30), title=f"λ = {config.ridges[row]:g}, one seed")  # fmt: skip
+               ylim=(1e-18, 30), title=f"λ = {config.ridges[row]:g}, one seed")  # fmt: skip
     middle.legend(loc="lower left", ncol=2, columnspacing=1)
     truth = result.weight_losses[:, row]
     right.plot(weight_grid(), truth.T, color=plotting.COLOURS[0], linewidth=0.6)
     best = prediction.best_weight[:, row]
     at = [np.interp(b, weight_grid(), losses) for b, losses in zip(best, truth, strict=True)]
     right.plot(best, at, "o", color="black", markersize=3, label="best α, closed form")
-    right.set(xlabel="weight α of the labels at step two", ylabel="mean squared error to the sine",
+    right.set(xlabel="weight α at step two", ylabel="mean squared error to the sine",
               ylim=(0, 0.2), title=f"λ = {config.ridges[row]:g}, all seeds")  # fmt: skip
     right.legend(loc="upper center")
     plotting.label_panels(panels)
