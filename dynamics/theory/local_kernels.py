@@ -146,7 +146,7 @@ def _coefficients(size: int, order: int) -> np.ndarray:
         sums = np.round(np.add.outer(across, circle).ravel(), 12)
         weights = np.repeat(counts, len(circle))
         across, places = np.unique(sums, return_inverse=True)
-        counts = np.bincount(places, weights)
+        counts = np.bincount(places, weights).astype(np.float64)
     averaged = np.zeros(along.shape)
     for value, count in zip(across, counts / counts.sum(), strict=True):
         averaged += count * np.exp(-np.sqrt(along + value))
