@@ -44,6 +44,43 @@ def test_relu_dual_is_the_expectation(covariance):
 
 
 @pytest.mark.usefixtures("x64")
+def test_quadrature_of_any_activation():
+    """Against the arcsine of erf, and for sine the characteristic function of u - v and u + v."""
+    covariance = jnp.array([COVARIANCES, COVARIANCES])
+    a, b = VARIANCES
+    found = dual_activations.dual_activation(jax.scipy.special.erf, covariance, a, b)
+    expected = dual_activations.erf_dual(covariance, a, b)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    found = dual_activations.dual_activation(jnp.sin, covariance, a, b)
+    damping = np.exp(-(a + b) / 2)
+    np.testing.assert_allclose(found.value, damping * np.sinh(covariance), atol=1e-13)
+    np.testing.assert_allclose(found.derivative, damping * np.cosh(covariance), atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_quadrature_of_a_kink_and_at_the_edges():
+    found = dual_activations.dual_activation(jax.nn.relu, jnp.array(COVARIANCES), *VARIANCES)
+    expected = dual_activations.relu_dual(jnp.array(COVARIANCES), *VARIANCES)
+    np.testing.assert_allclose(found.value, expected.value, atol=0.01)
+    np.testing.assert_allclose(found.derivative, expected.derivative, atol=0.01)
+    edges = dual_activations.dual_activation(
+        jnp.cos, jnp.array([0.7, -0.7, 0.0, 0.0]), jnp.array([0.7, 0.7, 0.0, 0.7]),
+        jnp.array([0.7, 0.7, 0.7, 0.0]),
+    )  # fmt: skip
+    square, mean = (1 + np.exp(-1.4)) / 2, np.exp(-0.35)
+    np.testing.assert_allclose(edges.value, [square, square, mean, mean], atol=1e-12)
+
+
+def test_quadrature_in_single_precision():
+    arguments = [np.float32(c) for c in (0.3, *VARIANCES)]
+    found = dual_activations.dual_activation(jnp.tanh, *arguments)
+    with jax.enable_x64(True):
+        double = dual_activations.dual_activation(jnp.tanh, *map(float, arguments))
+    assert found.value.dtype == jnp.float32
+    np.testing.assert_allclose(found, double, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_derivative_dual_is_the_derivative_of_the_value():
     for dual in dual_activations.DUALS.values():
         for covariance in COVARIANCES:
@@ -109,3 +146,8 @@ def test_bad_arguments_are_named(change, named):
 def test_bad_degree_is_named():
     with pytest.raises(ValueError, match="degree=2"):
         dual_activations.arc_cosine(0.0, 1.0, 1.0, degree=2)
+
+
+def test_bad_order_is_named():
+    with pytest.raises(ValueError, match="order=0"):
+        dual_activations.dual_activation(jnp.tanh, 0.0, 1.0, 1.0, order=0)
