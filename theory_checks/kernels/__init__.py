@@ -1,1 +1,1 @@
-"""Regression with kernels: risks, spectra and learning curves in closed form next to simulation."""
+"""Kernels of wide networks: how they are made up, their limits, and regression with them."""
