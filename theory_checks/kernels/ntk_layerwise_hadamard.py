@@ -245,7 +245,8 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     plotting.theory(left, [], [], label="theory")
     plotting.threshold(left, np.nan, label="(2 N + 5) / 4")
     left.set(xscale="log", yscale="log", xlabel="width", ylabel="operations saved, as a factor")
-    left.legend(loc="lower right")
+    left.set_ylim(1, None)
+    left.legend(loc="lower right", ncol=2, columnspacing=0.8)
     trace = lambda parts: np.trace(parts, axis1=-2, axis2=-1)  # (S, A, W, L)
     for i, name in enumerate(ACTIVATIONS):
         shares = [trace(p)[:, i, -1] / trace(result.whole)[:, i, -1, None] for p in result[:2]]
@@ -267,7 +268,9 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
         error = (norm(kernel - result.whole) / norm(result.whole)).max(axis=1)  # (S, W)
         plotting.points(right, config.widths, error, color=plotting.COLOURS[i], spread="log",
                         marker=plotting.MARKERS[i], label=name)  # fmt: skip
-    right.set(xscale="log", yscale="log", xlabel="width", ylabel="relative error from J J$^T$")
+    right.set(
+        xticks=config.widths, yscale="log", xlabel="width", ylabel="relative error from J J$^T$"
+    )
     right.legend(loc="center right", bbox_to_anchor=(1, 0.4))
     plotting.label_panels(panels)
 
