@@ -187,11 +187,11 @@ def limit_classifier(weights: Array) -> str:
         >>> limit_classifier(jnp.array([0.2, 0, 0, 0.8]))
         'majority'
     """
-    weights = np.asarray(weights)
-    if weights.ndim != 1 or np.any(weights < 0) or not abs(weights.sum() - 1) < 1e-6:
+    shares = np.asarray(weights)
+    if shares.ndim != 1 or np.any(shares < 0) or not abs(shares.sum() - 1) < 1e-6:
         message = f"weights={weights}: give (K,) numbers, none negative, of sum one"
         raise ValueError(message)
-    mean_square, slope_square = np.append(weights, 0)[:2]
+    mean_square, slope_square = np.append(shares, 0)[:2]
     if not slope_at_one(weights) > 1:
         return "ordered"
     if mean_square > NEGLIGIBLE:
