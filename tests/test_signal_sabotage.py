@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 MOMENT = "theory_checks/signal/depth_to_width_relu_moment"
+TANH = "theory_checks/signal/tanh_inverse_depth_kernel"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
@@ -53,3 +54,56 @@ class TestMoment:
         assert verdict == "fails"
         assert self.RATIO in red
         assert "E[z⁴] / 3 E[z²]² above that of infinite width, standard errors" in red
+
+
+@pytest.mark.smoke_run_of(TANH)
+class TestTanh:
+    MEAN = "mean G of finite networks from theory at C_W = 1, standard errors"
+    LAST = "rate × l K_l in the last layer, every input"
+
+    def test_left_alone_it_holds(self, claim):
+        assert claim.judge() == ("holds", set())
+
+    @pytest.mark.parametrize("scale", [0, 2])
+    def test_the_kernel_off_criticality(self, claim, scale):
+        kernel = claim.main.result.kernel
+        wrong = np.stack([kernel[0], kernel[scale], kernel[2]])
+        verdict, red = claim.judge(role="claim", kernel=wrong)
+        assert verdict == "fails"
+        assert {self.LAST, "coefficient of log l in 1/K_l / theory, every input"} <= red
+
+    def test_the_rate_of_sine(self, claim):
+        """1/l: the third derivative of tanh at zero is twice that of sine."""
+        rate = claim.main.prediction.rate / 2
+        assert self.LAST in claim.judge(role="claim", prediction={"rate": rate})[1]
+
+    def test_no_logarithm(self, claim):
+        """As if K -> K - 2K² were the whole map, whose logarithm has the coefficient -2."""
+        name = "coefficient of log l in 1/K_l / theory, every input"
+        wrong = np.array(-2.0)
+        assert claim.judge(role="claim", prediction={"logarithm": wrong}) == ("fails", {name})
+
+    def test_a_kernel_that_remembers_its_input(self, claim):
+        kernel = claim.main.result.kernel.copy()
+        kernel[1, 0] *= 0.998
+        name = "largest K_l / smallest, over inputs, in the last layer"
+        assert name in claim.judge(role="claim", kernel=kernel)[1]
+
+    def test_networks_of_infinite_width(self, claim):
+        """Their mean is the recursion's, which finite networks stay below."""
+        kernel = claim.main.result.kernel[..., : claim.main.result.network.shape[-1]]
+        verdict, red = claim.judge(role="claim", prediction={"network_mean": kernel})
+        assert (verdict, red) == ("fails", {self.MEAN})
+
+    def test_a_correction_of_the_other_sign(self, claim):
+        mean = claim.main.prediction.network_mean
+        kernel = claim.main.result.kernel[..., : mean.shape[-1]]
+        verdict, red = claim.judge(role="claim", prediction={"network_mean": 2 * kernel - mean})
+        assert (verdict, red) == ("fails", {self.MEAN})
+
+    def test_networks_of_twice_the_width(self, claim):
+        network = claim.main.result.network
+        mean = network.mean(axis=(0, 1))
+        verdict, red = claim.judge(role="claim", network=mean + (network - mean) / 2**0.5)
+        assert verdict == "fails"
+        assert "variance of G at C_W = 1 over networks / theory" in red
