@@ -5,6 +5,7 @@ import pytest
 
 MOMENT = "theory_checks/signal/depth_to_width_relu_moment"
 TANH = "theory_checks/signal/tanh_inverse_depth_kernel"
+THREE_FIFTHS = "theory_checks/signal/relu_eoc_three_fifths"
 pytestmark = [pytest.mark.claims, pytest.mark.timeout(900)]
 
 
@@ -107,3 +108,67 @@ class TestTanh:
         verdict, red = claim.judge(role="claim", network=mean + (network - mean) / 2**0.5)
         assert verdict == "fails"
         assert "variance of G at C_W = 1 over networks / theory" in red
+
+
+@pytest.mark.smoke_run_of(THREE_FIFTHS)
+class TestThreeFifths:
+    AMPLITUDE = "l² (1 - c) / 9π²/2 at the largest depth, every pair"
+    LOCAL = "local exponent of the crossing in L / theory, deepest"
+    FORWARD = "1 - c of random networks from the recursion, upper half, standard errors"
+    BACKWARD = (
+        "correlation of gradients of random networks from the recursion, upper half, "
+        "standard errors"
+    )
+
+    def test_left_alone_it_holds(self, claim):
+        assert claim.judge() == ("holds", set())
+
+    def test_the_exponent_of_smooth_activations(self, claim):
+        wrong = {"crossing": np.array(2 / 3), "backward": np.array(2.0)}
+        verdict, red = claim.judge(role="claim", prediction=wrong)
+        assert verdict == "fails"
+        assert {self.LOCAL, "exponent of kept gradients in l/L / theory, largest depth"} <= red
+
+    def test_no_logarithm(self, claim):
+        """As if θ' = θ - θ²/3π were the whole map, whose logarithm has the coefficient 1."""
+        name = "coefficient of log l in 3π/θ / theory, every pair"
+        wrong = {"logarithm": np.array(1.0)}
+        assert claim.judge(role="claim", prediction=wrong) == ("fails", {name})
+
+    def test_the_depths_of_real_networks(self, claim):
+        """The crossing measured at 2^8 and 2^10 in place of the deepest two: no 3/5 there."""
+        crossing = claim.main.result.crossing.copy()
+        depths = 2.0 ** np.array(claim.main.config.log2_depths)
+        crossing[-1] = crossing[-2] * (crossing[1] / crossing[0]) ** (
+            np.log(depths[-1] / depths[-2]) / np.log(depths[1] / depths[0])
+        )
+        assert self.LOCAL in claim.judge(role="claim", crossing=crossing)[1]
+
+    def test_a_defect_two_percent_off(self, claim):
+        defect = 1.02 * claim.main.result.defect
+        assert claim.judge(role="claim", defect=defect) == ("fails", {self.AMPLITUDE})
+
+    def test_linear_networks(self, claim):
+        """They keep correlations, forward and backward."""
+        result = claim.main.result
+        still = np.broadcast_to(result.network_defect[:, :, :1], result.network_defect.shape)
+        kept = result.network_kept[:, :, :1] ** 0 * (1 + 0.01 * result.network_kept)
+        verdict, red = claim.judge(role="claim", network_defect=still, network_kept=kept)
+        assert (verdict, red) == ("fails", {self.FORWARD, self.BACKWARD})
+
+    def test_layers_counted_from_one(self, claim):
+        result = claim.main.result
+        shift = lambda a: np.concatenate([a[:, :, 1:], a[:, :, -1:]], axis=2)
+        verdict, red = claim.judge(
+            role="claim",
+            network_defect=shift(result.network_defect),
+            network_kept=shift(result.network_kept),
+        )
+        assert (verdict, red) == ("fails", {self.FORWARD, self.BACKWARD})
+
+    def test_tanh_in_the_class_of_relu(self, claim):
+        crossing = claim.main.result.smooth_crossing
+        depths = 2.0 ** np.array(claim.main.config.log2_smooth_depths)
+        verdict, red = claim.judge(smooth_crossing=np.ones_like(crossing) * depths[:, None] ** 0.6)
+        assert verdict == "fails"
+        assert red == {"tanh: local exponent of the crossing in L, deepest"}
