@@ -250,7 +250,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
                     label="$9π^2/2l^2$ and $(l/L)^3$")  # fmt: skip
     l = layers[(layers <= 2 ** ends[-1]) & (layers > 2**14)]  # noqa: E741
     plotting.theory(left, l, (l / 2.0 ** ends[-1]) ** 3, label=None)
-    left.set(xlabel="layer l", ylabel="1 - c, or correlation kept", ylim=(1e-16, 3))
+    left.set(xlabel="layer l", ylabel="1 - c, or correlation kept", ylim=(1e-27, 3))
     left.legend(fontsize=5.5, loc="lower left")
     depths = 2.0 ** np.array(config.log2_depths)
     tanh_depths = 2.0 ** np.array(config.log2_smooth_depths)
