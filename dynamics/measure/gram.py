@@ -1,12 +1,13 @@
-"""Jacobian rows, leaf by leaf, in the cheapest form that is still exact, and their inner products.
+"""Inner products of Jacobian rows, tile by tile, written once into the kernel.
 
-A row of leaf W is ∂f_k(x)/∂W. Where W is the matrix of a dense layer used once on one vector h,
-that row is the outer product of h with the derivative δ_k of f_k by the layer's output, and the
-inner product of two rows is (h·h')(δ_k·δ'_l): the rows themselves are never formed. The layers
-are found in the trace of the network, so it does not matter which framework wrote it; everything
-that is not recognised (shared matrices, convolutions, recurrences) keeps its rows.
+Samples come in blocks, whose rows are held together, and a pair of blocks is filled in tiles small
+enough for the cache: fresh memory is slow to touch, so nothing of the size of the kernel is
+made but the kernel. Where lengths do not divide, the last block or tile overlaps the one before.
+A symmetric kernel is computed on and above the diagonal and written on both sides of it.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,132 +15,127 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.aliases import ApplyFn, Array, Params
+from dynamics.aliases import Array, Params
+from dynamics.measure import jacobian_rows
+from dynamics.measure.jacobian_rows import Factors, Plan
 
-ByLeaf = dict[int, Array]  # number of a leaf -> something of it
-Tags = dict[Any, int]  # variable of a trace -> number of the leaf that it is
-CALLS = ("jit", "pjit", "closed_call")  # primitives whose inside is read as if written out
-
-
-class Rows(NamedTuple):
-    """Jacobian rows of a leaf of size P, as they are."""
-
-    jacobian: Array  # (b, K, P)
-
-
-class FactoredRows(NamedTuple):
-    """Jacobian rows of a dense layer's matrix of I by O, as outer products."""
-
-    inputs: Array  # (b, I) what the matrix is applied to
-    cotangents: Array  # (b, K, O) derivatives of the outputs by the layer's output
+# Entries of a tile of the kernel: 4 MB in single precision, about a core's share of a cache.
+TILE = 2**20
+# Entries of the rows that are formed at a time while they are multiplied: 16 MB.
+CHUNK = 2**22
+# Entries of derivatives that are in flight while rows are computed: 512 MB.
+FLIGHT = 2**27
 
 
-def jacobian_rows(
-    apply_fn: ApplyFn, params: Params, x: Array
-) -> tuple[Callable[[Array], list[Rows | FactoredRows]], int]:
-    """Return `rows(x_block)`, one entry a leaf, and the number of array entries it holds a sample.
+class Group(NamedTuple):
+    """Leaves whose kernels are summed."""
+
+    rows: list[int]
+    vectors: list[tuple[int, bool, float]]  # leaf of the matrix, whether it counts, scale of a bias
+    pairs: list[int]
+    gradients: list[int]
+
+
+class Terms(NamedTuple):
+    """What a block of b samples brings to the kernel of a group."""
+
+    rows: list[Array]  # none, or one of (b, K, D)
+    vectors: list[Factors]  # (b, I), (b, K, O)
+    pairs: list[Factors]  # (b, P, I), (b, P, K, O)
+    gradients: list[Factors]
+
+
+def kernels(
+    plan: Plan, x1: Array, x2: Array | None, *, outputs: str, batch_size: int, total: bool
+) -> list[Array]:
+    """Return the kernel (N1, N2) or (N1, N2, K, K) of each leaf, or in a list their sum.
 
     Args:
-        apply_fn: `apply_fn(params, x (N, ...)) -> (N, K)` or (N,).
-        params: A pytree of floating-point arrays.
-        x: (N, ...), of which only shape and type are read.
-
-    Raises:
-        ValueError: the output of `apply_fn` is not (N, K) or (N,).
+        plan: From `jacobian_rows.plan`.
+        x1: (N1, ...).
+        x2: (N2, ...), or None for `x1` again and a symmetric kernel.
+        outputs: "mean" or "full".
+        batch_size: Samples in a block.
+        total: Whether to sum over leaves.
     """
-    leaves, tree = jax.tree.flatten(params)
-    shape = jax.eval_shape(apply_fn, params, x).shape
-    if len(shape) not in (1, 2) or shape[0] != len(x) or 0 in shape:
-        message = f"apply_fn: output of shape {shape} for {len(x)} samples; return (N, K)"
-        raise ValueError(message)
+    groups = grouped(plan, total)
+    one = jacobian_rows.rows_of_one(plan)
+    in_flight = max(1, FLIGHT // max(plan.entries, 4 * plan.num_outputs * plan.widest))
 
-    def one_sample(leaves: list[Array], sample: Array) -> Array:  # -> (K,)
-        return apply_fn(jax.tree.unflatten(tree, leaves), sample[None]).reshape(-1)
+    def terms(x: Array) -> list[Terms]:
+        many = jax.vmap(one)(x) if len(x) <= in_flight else jax.lax.map(one, x, batch_size=in_flight)
+        return [_terms(group, many) for group in groups]
 
-    sample = jax.eval_shape(lambda: x[0])
-    trace = jax.make_jaxpr(one_sample)(leaves, sample)
-    num_outputs = 1 if len(shape) == 1 else shape[1]
-    layers = _dense_layers(trace.jaxpr, len(leaves))  # leaf -> shape of the layer's output
-    shifts = {leaf: jnp.zeros(out.shape, out.dtype) for leaf, out in layers.items()}
-    kept = {leaf: value for leaf, value in enumerate(leaves) if leaf not in layers}
+    n1, n2, k = len(x1), len(x1 if x2 is None else x2), plan.num_outputs
+    size1, starts1 = _pieces(n1, batch_size)
+    size2, starts2 = _pieces(n2, batch_size)
+    dtype = jnp.result_type(*(jacobian_rows.widened(value) for value in plan.values))
+    shape = (n1, n2) if outputs == "mean" else (n1, n2, k, k)
+    empty = [jnp.zeros(shape, dtype) for _ in groups]
+    fill = lambda *arguments: _filled(groups, outputs, k, *arguments)
+    if len(starts1) == len(starts2) == 1:
+        return fill(empty, terms(x1), None if x2 is None else terms(x2), 0, 0)
+    cut = jax.lax.dynamic_slice_in_dim
+    firsts1, firsts2 = jnp.asarray(starts1), jnp.asarray(starts2)
 
-    def shifted(kept: ByLeaf, shifts: ByLeaf, sample: Array) -> tuple[Array, ByLeaf]:
-        values = [kept.get(leaf, value) for leaf, value in enumerate(leaves)]
-        if not shifts:
-            return one_sample(values, sample), {}
-        inputs: ByLeaf = {}
-        tags = dict(zip(trace.jaxpr.invars, range(len(leaves)), strict=False))
-        (out,) = _evaluate(trace, [*values, sample], tags, shifts, inputs)
-        return out, inputs
+    def row_of_blocks(index: Array, out: list[Array]) -> list[Array]:
+        first = firsts1[index]
+        mine = terms(cut(x1, first, size1))
 
-    def rows_of_one(sample: Array) -> list[Rows | FactoredRows]:
-        derivatives, inputs = jax.jacrev(shifted, argnums=(0, 1), has_aux=True)(
-            kept, shifts, sample
+        def block(other: Array, out: list[Array]) -> list[Array]:
+            second = firsts2[other]
+            return fill(out, mine, terms(cut(x1 if x2 is None else x2, second, size2)), first,
+                        second, x2 is None)  # fmt: skip
+
+        if x2 is not None:
+            return jax.lax.fori_loop(0, len(starts2), block, out)
+        # The diagonal last: where blocks overlap it is written twice, symmetric the second time.
+        out = jax.lax.fori_loop(0, index, block, out)
+        return fill(out, mine, None, first, first)
+
+    return jax.lax.fori_loop(0, len(starts1), row_of_blocks, empty)
+
+
+def grouped(plan: Plan, total: bool) -> list[Group]:
+    """Return the groups of leaves whose kernels are summed: one of all, or one a leaf."""
+    groups = []
+    for number, leaf in enumerate(plan.leaves):
+        group = Group([], [], [], [])
+        if leaf.form in (jacobian_rows.VECTOR, jacobian_rows.BIAS):
+            is_bias = leaf.form == jacobian_rows.BIAS
+            layer = leaf.layer
+            assert layer is not None
+            group.vectors.append((leaf.matrix, not is_bias, layer.bias_scale if is_bias else 0.0))
+        elif leaf.form == jacobian_rows.PAIRS:
+            group.pairs.append(number)
+        elif leaf.form == jacobian_rows.GRADIENTS:
+            group.gradients.append(number)
+        else:
+            group.rows.append(number)
+        groups.append(group)
+    if not total:
+        return groups
+    joined: dict[int, tuple[int, bool, float]] = {}
+    for matrix, counts, scale in itertools.chain.from_iterable(g.vectors for g in groups):
+        _, counted, bias = joined.get(matrix, (matrix, False, 0.0))
+        joined[matrix] = (matrix, counted or counts, bias or scale)
+    add = lambda parts: list(itertools.chain.from_iterable(parts))
+    return [
+        Group(
+            add(g.rows for g in groups),
+            list(joined.values()),
+            add(g.pairs for g in groups),
+            add(g.gradients for g in groups),
         )
-        by_kept, by_shift = derivatives
-        return [
-            FactoredRows(inputs[leaf].ravel(), by_shift[leaf].reshape(num_outputs, -1))
-            if leaf in layers
-            else Rows(by_kept[leaf].reshape(num_outputs, -1))
-            for leaf in range(len(leaves))
-        ]
-
-    shapes = jax.eval_shape(rows_of_one, sample)
-    entries = sum(int(np.prod(part.shape)) for part in jax.tree.leaves(shapes))
-    return jax.vmap(rows_of_one), entries
+    ]
 
 
-def contract(rows1: list[Any], rows2: list[Any], outputs: str) -> list[Array]:
-    """Return the kernel of each leaf, (b1, b2) for the mean over outputs or (b1, b2, K, K)."""
-    inner = _inner_mean if outputs == "mean" else _inner_full
-    kernels = []
-    for part1, part2 in zip(rows1, rows2, strict=True):
-        if isinstance(part1, Rows):
-            kernels.append(inner(part1.jacobian, part2.jacobian))
-            continue
-        by_outputs = inner(part1.cotangents, part2.cotangents)
-        by_inputs = matmul(part1.inputs, part2.inputs.T)
-        kernels.append(
-            by_outputs * by_inputs.reshape(by_inputs.shape + (1,) * (by_outputs.ndim - 2))
-        )
-    return kernels
 
 
-def by_blocks(
-    rows: Callable[[Array], Any],
-    block: Callable[[Any, Any], Any],
-    x1: Array,
-    x2: Array,
-    batch_size: int,
-    symmetric: bool,
-) -> Any:
-    """Fill a kernel (N1, N2, ...) from blocks; memory is two blocks of rows and the result."""
-    (n1, n2), (x1, x2) = (
-        (len(x1), len(x2)),
-        (_in_blocks(x1, batch_size), _in_blocks(x2, batch_size)),
-    )
-    if len(x1) == len(x2) == 1:
-        rows1 = rows(x1[0])
-        kernels = block(rows1, rows1 if symmetric else rows(x2[0]))
-        return jax.tree.map(lambda k: _symmetrised(k) if symmetric else k, kernels)
-
-    def row_of_blocks(index: Array) -> Any:
-        rows1 = rows(x1[index])
-
-        def put(column: Array, kernels: Any) -> Any:
-            new = block(rows1, rows(x2[column]))
-            return jax.tree.map(lambda k, part: k.at[column].set(part), kernels, new)
-
-        shapes = jax.eval_shape(lambda: block(rows1, rows(x2[0])))
-        zeros = jax.tree.map(lambda s: jnp.zeros((len(x2), *s.shape), s.dtype), shapes)
-        return jax.lax.fori_loop(index if symmetric else 0, len(x2), put, zeros)
-
-    def assemble(k: Array) -> Array:  # (B1, B2, b1, b2, ...) -> (N1, N2, ...)
-        k = jnp.moveaxis(k, 1, 2)
-        k = k.reshape(k.shape[0] * k.shape[1], k.shape[2] * k.shape[3], *k.shape[4:])[:n1, :n2]
-        return _symmetrised(k) if symmetric else k
-
-    return jax.tree.map(assemble, jax.lax.map(row_of_blocks, jnp.arange(len(x1))))
+def matmul(a: Array, b: Array) -> Array:
+    """Return a @ b in at least single precision, with no fast reduced-precision products."""
+    dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def check_params(params: Params) -> None:
@@ -156,114 +152,184 @@ def check_params(params: Params) -> None:
             raise TypeError(message)
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """Return a @ b in at least single precision, with no fast reduced-precision products."""
-    dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+def _terms(group: Group, rows: dict[int, Any]) -> Terms:
+    together = [jnp.concatenate([rows[leaf] for leaf in group.rows], axis=-1)] if group.rows else []
+    vectors = [
+        Factors(rows[leaf].inputs[:, 0], rows[leaf].cotangents[:, 0])
+        for leaf, _, _ in group.vectors
+    ]
+    pick = lambda leaves: [rows[leaf] for leaf in leaves]
+    return Terms(together, vectors, pick(group.pairs), pick(group.gradients))
 
 
-def _inner_mean(a: Array, b: Array) -> Array:  # (b1, K, P), (b2, K, P) -> (b1, b2)
-    return matmul(a.reshape(len(a), -1), b.reshape(len(b), -1).T) / a.shape[1]
+def _filled(
+    groups: list[Group],
+    outputs: str,
+    k: int,
+    out: list[Array],
+    terms1: list[Terms],
+    terms2: list[Terms] | None,
+    first1: Any,
+    first2: Any,
+    mirrored: bool = False,
+) -> list[Array]:
+    """Write the kernels of a pair of blocks, or with None of a block and itself, into `out`."""
+    return [
+        _filled_one(group, outputs, k, whole, mine, others, first1, first2, mirrored)
+        for group, whole, mine, others in zip(
+            groups, out, terms1, [None] * len(out) if terms2 is None else terms2, strict=True
+        )
+    ]
 
 
-def _inner_full(a: Array, b: Array) -> Array:  # (b1, K, P), (b2, K, P) -> (b1, b2, K, K)
-    (rows1, k, size), rows2 = a.shape, len(b)
-    product = matmul(a.reshape(-1, size), b.reshape(-1, size).T)
-    return product.reshape(rows1, k, rows2, k).swapaxes(1, 2)
+def _filled_one(
+    group: Group,
+    outputs: str,
+    k: int,
+    out: Array,
+    mine: Terms,
+    others: Terms | None,
+    first1: Any,
+    first2: Any,
+    mirrored: bool,
+) -> Array:
+    """The same for one group."""
+    symmetric = others is None
+    others = mine if others is None else others
+    n1, n2 = (len(jax.tree.leaves(terms)[0]) for terms in (mine, others))
+    bases = [
+        _by_gradients(a, None if symmetric else b, outputs)
+        for a, b in zip(mine.gradients, others.gradients, strict=True)
+    ]
+    mine, others = mine._replace(gradients=[]), others._replace(gradients=[])
+    side = max(1, math.isqrt(TILE) // (k if outputs == "full" else 1))
+    for factors in mine.pairs:
+        side = max(1, side // factors.inputs.shape[1])
+    if symmetric and outputs == "mean" and n1 >= 500:
+        side = min(side, -(-n1 // 4))
+    size1, starts1 = _pieces(n1, side)
+    size2, starts2 = _pieces(n2, side)
+    cut = jax.lax.dynamic_slice_in_dim
+
+    def tile(start1: Any, start2: Any) -> Array:
+        """(t1, t2), or (t1, K, t2, K) for all outputs."""
+        part1 = jax.tree.map(lambda array: cut(array, start1, size1), mine)
+        part2 = jax.tree.map(lambda array: cut(array, start2, size2), others)
+        axis2 = 1 if outputs == "mean" else 2
+        parts = _products(group, part1, part2, outputs)
+        parts += [cut(cut(base, start1, size1), start2, size2, axis2) for base in bases]
+        kernel = sum(parts[1:], start=parts[0])
+        return kernel / k if outputs == "mean" else kernel
+
+    def written(out: Array, kernel: Array, start1: Any, start2: Any, both: bool) -> Array:
+        at1, at2 = first1 + start1, first2 + start2
+        rest = (0,) * (out.ndim - 2)
+        laid = kernel if outputs == "mean" else kernel.swapaxes(1, 2)
+        out = jax.lax.dynamic_update_slice(out, laid.astype(out.dtype), (at1, at2, *rest))
+        if both:
+            turned = laid.T if outputs == "mean" else laid.transpose(1, 0, 3, 2)
+            out = jax.lax.dynamic_update_slice(out, turned.astype(out.dtype), (at2, at1, *rest))
+        return out
+
+    def diagonal(start: Any, out: Array) -> Array:
+        kernel = tile(start, start)
+        flat = kernel.reshape(math.prod(kernel.shape[: kernel.ndim // 2]), -1)
+        flat = jnp.where(jnp.tri(len(flat), k=-1, dtype=bool), flat.T, flat)
+        return written(out, flat.reshape(kernel.shape), start, start, both=False)
+
+    if symmetric:
+        pairs = [(a, b) for number, b in enumerate(starts2) for a in starts2[:number]]
+    else:
+        pairs = list(itertools.product(starts1, starts2))
+    off = lambda out, starts: written(out, tile(*starts), *starts, both=symmetric or mirrored)
+    out = _looped(off, pairs, out)
+    return _looped(lambda out, start: diagonal(start[0], out), [(a,) for a in starts1], out) if (
+        symmetric
+    ) else out  # fmt: skip
 
 
-def _symmetrised(kernel: Array) -> Array:
-    """Copy the upper triangle to the lower; (N, N, K, K) is laid out as (N K, N K) for that."""
-    n, k = kernel.shape[0], 1 if kernel.ndim == 2 else kernel.shape[2]
-    flat = kernel.reshape(n, n, k, k).swapaxes(1, 2).reshape(n * k, n * k)
-    flat = jnp.where(jnp.tri(n * k, k=-1, dtype=bool), flat.T, flat)
-    return flat.reshape(n, k, n, k).swapaxes(1, 2).reshape(kernel.shape)
+def _looped(
+    step: Callable[[Array, Any], Array], settings: list[tuple[int, ...]], out: Array
+) -> Array:
+    """Apply `step` for one setting after the other."""
+    if len(settings) <= 1:
+        return step(out, settings[0]) if settings else out
+    table = jnp.asarray(np.array(settings, np.int32))
+    return jax.lax.fori_loop(
+        0, len(settings), lambda index, out: step(out, tuple(table[index])), out
+    )
 
 
-def _in_blocks(x: Array, batch_size: int) -> Array:
-    """Lay (N, ...) out as (blocks, b, ...); the last block is filled up with the last sample."""
-    num_blocks = -(-len(x) // batch_size)
-    size = -(-len(x) // num_blocks)  # blocks as even as can be
-    rows = jnp.minimum(jnp.arange(num_blocks * size), len(x) - 1)
-    return x[rows].reshape(num_blocks, size, *x.shape[1:])
+def _products(group: Group, mine: Terms, others: Terms, outputs: str) -> list[Array]:
+    """The inner products of a tile, each (t1, t2) or (t1, K, t2, K), but for the gradients."""
+    found = [_inner(a, b, outputs) for a, b in zip(mine.rows, others.rows, strict=True)]
+    for (_, counts, bias), a, b in zip(group.vectors, mine.vectors, others.vectors, strict=True):
+        by_outputs = _inner(a.cotangents, b.cotangents, outputs)
+        by_inputs = matmul(a.inputs, b.inputs.T) if counts else 0.0
+        weight = by_inputs + bias**2
+        if outputs == "full" and counts:
+            weight = weight[:, None, :, None]
+        found.append(by_outputs * weight)
+    found += [_by_pairs(a, b, outputs) for a, b in zip(mine.pairs, others.pairs, strict=True)]
+    return found
 
 
-def _dense_layers(jaxpr: Any, num_leaves: int) -> dict[int, Any]:
-    """Find the leaves used once, as the matrix of a vector: leaf -> output of the layer."""
-    uses = dict.fromkeys(range(num_leaves), 0)
-    layers: dict[int, Any] = {}
-
-    def walk(jaxpr: Any, tags: Tags) -> None:
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in CALLS:
-                inner = _inner_jaxpr(equation).jaxpr
-                walk(inner, _inner_tags(equation, inner, tags))
-                continue
-            for position, variable in enumerate(equation.invars):
-                leaf = _tag(tags, variable)
-                if leaf is not None:
-                    uses[leaf] += 1
-                    if _is_dense(equation, position):
-                        layers[leaf] = equation.outvars[0].aval
-        for variable in jaxpr.outvars:  # handed on whole: out of our sight
-            leaf = _tag(tags, variable)
-            if leaf is not None:
-                uses[leaf] += 2
-
-    walk(jaxpr, dict(zip(jaxpr.invars, range(num_leaves), strict=False)))
-    return {leaf: out for leaf, out in layers.items() if uses[leaf] == 1}
+def _inner(a: Array, b: Array, outputs: str) -> Array:
+    """(t1, K, D), (t2, K, D) -> sum over K of the inner products (t1, t2), or (t1, K, t2, K)."""
+    if outputs == "mean":
+        return matmul(a.reshape(len(a), -1), b.reshape(len(b), -1).T)
+    (t1, k, size), t2 = a.shape, len(b)
+    return matmul(a.reshape(-1, size), b.reshape(-1, size).T).reshape(t1, k, t2, k)
 
 
-def _is_dense(equation: Any, position: int) -> bool:
-    """Whether operand `position` is a matrix contracted once with what is a single vector."""
-    if equation.primitive.name != "dot_general":
-        return False
-    contracted, batched = equation.params["dimension_numbers"]
-    matrix, other = equation.invars[position].aval, equation.invars[1 - position].aval
-    is_vector = len(contracted[0]) == 1 and other.size == other.shape[contracted[1 - position][0]]
-    return matrix.ndim == 2 and is_vector and not batched[0]
+def _by_pairs(a: Factors, b: Factors, outputs: str) -> Array:
+    """Σ_pq (x_p·x'_q)(δ_kp·δ'_lq), of (t1, t2) or (t1, K, t2, K)."""
+    (t1, p, k, size), t2 = a.cotangents.shape, len(b.inputs)
+    flat = lambda array, columns: array.reshape(-1, columns)
+    by_inputs = matmul(flat(a.inputs, a.inputs.shape[2]), flat(b.inputs, b.inputs.shape[2]).T)
+    if outputs == "mean":
+        by_outputs = matmul(flat(a.cotangents, k * size), flat(b.cotangents, k * size).T)
+        return jnp.sum((by_inputs * by_outputs).reshape(t1, p, t2, p), axis=(1, 3))
+    by_outputs = matmul(flat(a.cotangents, size), flat(b.cotangents, size).T)
+    by_outputs = by_outputs.reshape(t1, p, k, t2, p, k)
+    return jnp.sum(by_outputs * by_inputs.reshape(t1, p, 1, t2, p, 1), axis=(1, 4))
 
 
-def _evaluate(
-    closed: Any, values: list[Any], tags: Tags, shifts: ByLeaf, inputs: ByLeaf
-) -> list[Any]:
-    """Run a trace, adding `shifts` to the outputs of dense layers and noting their `inputs`."""
-    jaxpr = closed.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *values), strict=True))
+def _by_gradients(a: Factors, b: Factors | None, outputs: str) -> Array:
+    """The kernel of a layer whose rows are formed some columns at a time, summed over the K."""
+    n, positions, k, num_outputs = a.cotangents.shape
+    num_inputs = a.inputs.shape[2]
+    width = max(1, min(num_inputs, CHUNK // (n * k * num_outputs)))
+    chunks = -(-num_inputs // width)
+    width = -(-num_inputs // chunks)
 
-    def read(variable: Any) -> Any:
-        return variable.val if hasattr(variable, "val") else known[variable]
+    def columns(inputs: Array) -> Array:  # (b, P, I) -> (chunks, b, P, width)
+        room = chunks * width - num_inputs
+        padded = jnp.pad(inputs, ((0, 0), (0, 0), (0, room)))  # zeros add nothing
+        return padded.reshape(len(inputs), positions, chunks, width).transpose(2, 0, 1, 3)
 
-    for equation in jaxpr.eqns:
-        operands = [read(variable) for variable in equation.invars]
-        if equation.primitive.name in CALLS:
-            inner = _inner_jaxpr(equation)
-            inner_tags = _inner_tags(equation, inner.jaxpr, tags)
-            results = _evaluate(inner, operands, inner_tags, shifts, inputs)
-        else:
-            bound = equation.primitive.get_bind_params(equation.params)
-            functions, options = bound if isinstance(bound, tuple) else ((), bound)  # JAX < 0.10
-            results = equation.primitive.bind(*functions, *operands, **options)
-            results = results if equation.primitive.multiple_results else [results]
-        for position, variable in enumerate(equation.invars):
-            leaf = _tag(tags, variable)
-            if leaf in shifts and equation.primitive.name == "dot_general":
-                results = [results[0] + shifts[leaf]]
-                inputs[leaf] = operands[1 - position]
-        known.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
+    def rows(factors: Factors, part: Array) -> Array:
+        made = jnp.einsum(
+            "bpko,bpi->bkoi", factors.cotangents, part, precision=jax.lax.Precision.HIGHEST
+        )
+        if outputs == "mean":
+            return made.reshape(len(made), -1)
+        return made.reshape(len(made) * k, -1)
 
+    def add(kernel: Array, parts: tuple[Array, ...]) -> tuple[Array, None]:
+        mine = rows(a, parts[0])
+        others = mine if b is None else rows(b, parts[1])
+        return kernel + matmul(mine, others.T), None
 
-def _inner_jaxpr(equation: Any) -> Any:
-    return equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-
-
-def _inner_tags(equation: Any, inner: Any, tags: Tags) -> Tags:
-    pairs = zip(inner.invars, equation.invars, strict=True)
-    found = [(inside, _tag(tags, outside)) for inside, outside in pairs]
-    return {inside: leaf for inside, leaf in found if leaf is not None}
+    parts = (columns(a.inputs),) if b is None else (columns(a.inputs), columns(b.inputs))
+    each = 1 if outputs == "mean" else k
+    shape = (n * each, (n if b is None else len(b.inputs)) * each)
+    kernel = jax.lax.scan(add, jnp.zeros(shape, a.inputs.dtype), parts)[0]
+    return kernel if outputs == "mean" else kernel.reshape(n, k, shape[1] // k, k)
 
 
-def _tag(tags: Tags, variable: Any) -> int | None:
-    """The leaf that a variable is, if it is one (a literal never is, and has no hash)."""
-    return None if hasattr(variable, "val") else tags.get(variable)
+def _pieces(n: int, size: int) -> tuple[int, list[int]]:
+    """Return the length of pieces of at most `size` that cover `n`, and where each begins."""
+    count = -(-n // min(size, n))
+    length = -(-n // count)
+    return length, [min(index * length, n - length) for index in range(count)]

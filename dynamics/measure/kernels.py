@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.aliases import ApplyFn, Array, Params
-from dynamics.measure import gram
+from dynamics.measure import gram, jacobian_rows
 
 # Jacobian entries held at once when nobody says: 256 MB in single precision.
 JACOBIAN_BUDGET = 2**26
@@ -240,19 +240,12 @@ def _kernels(
     if x1.shape[1:] != x2.shape[1:]:
         message = f"x2: samples of shape {x2.shape[1:]}; give the shape of x1's, {x1.shape[1:]}"
         raise ValueError(message)
-    rows, entries = gram.jacobian_rows(apply_fn, params, x1)
-    batch_size = _checked_batch_size(batch_size, entries)
-
-    def block(rows1: Any, rows2: Any) -> Any:
-        kernels = gram.contract(rows1, rows2, outputs)  # one a leaf
-        if total:
-            return sum(kernels[1:], start=kernels[0])
-        return kernels
-
-    kernels = gram.by_blocks(rows, block, x1, x2, batch_size, symmetric=not x2_given)
-    if total:
-        return kernels
-    return jax.tree.unflatten(jax.tree.structure(params), kernels)
+    plan = jacobian_rows.plan(apply_fn, params, x1, x2 if x2_given else None, outputs)
+    batch_size = _checked_batch_size(batch_size, plan.entries)
+    found = gram.kernels(
+        plan, x1, x2 if x2_given else None, outputs=outputs, batch_size=batch_size, total=total
+    )
+    return found[0] if total else jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def _samples(name: str, x: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.measure import gram, kernels
+from dynamics.measure import gram, jacobian_rows, kernels
 
 N1, N2, OUTPUTS = 5, 3, 2
 
@@ -70,7 +70,16 @@ def row_vectors(params, x):
     return left + (x.reshape(-1, 2, 2) @ params["pair"]).prod(axis=1)
 
 
+def scaled(params, x):
+    """Matrices transposed and multiplied by numbers, a scaled bias behind a scaled layer."""
+    hidden = jnp.tanh((x @ (params["first"] * 0.5).T) / 3.0 + 0.7 * params["bias"][None])
+    return (params["second"] / 2.0).reshape(2, 5) @ hidden[0] if len(x) == 1 else jax.vmap(
+        lambda h: (params["second"] / 2.0).reshape(2, 5) @ h
+    )(hidden)  # fmt: skip
+
+
 NETWORKS = {
+    "scaled": (scaled, dict(first=(5, 4), bias=(5,), second=(10,)), (4,)),
     "perceptron": (
         perceptron,
         [dict(weight=(4, 7), bias=(7,)), dict(weight=(7, 2), bias=None)],
@@ -136,14 +145,23 @@ def test_is_the_product_of_explicit_jacobians(key, name):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "factored"),
-    [("perceptron", 2), ("many layers", 3), ("row vectors", 1), ("tied", 0), ("recurrence", 1)],
+    ("name", "forms"),
+    [
+        ("perceptron", "bias vector vector"),
+        ("many layers", "vector vector vector"),
+        ("row vectors", "vector pairs"),
+        ("tied", "rows"),
+        ("recurrence", "rows vector rows"),
+        ("attention", "pairs vector pairs rows pairs"),
+        ("convolution", "vector windows"),
+        ("scaled", "bias vector vector"),
+    ],
 )
-def test_wide_layers_are_recognised(key, name, factored):
+def test_layers_are_recognised(key, name, forms):
     """Else the tests above would pass on slow paths alone."""
-    apply_fn, params, x1, _ = build(name, key)
-    parts = gram.jacobian_rows(apply_fn, params, x1)[0](x1)
-    assert sum(isinstance(part, gram.FactoredRows) for part in parts) == factored
+    apply_fn, params, x1, x2 = build(name, key)
+    plan = jacobian_rows.plan(apply_fn, params, x1, x2, "mean")
+    assert [leaf.form for leaf in plan.leaves] == forms.split()
 
 
 @functools.cache
