@@ -1,4 +1,4 @@
-"""The one owner of devices: members of an ensemble spread over all of them."""
+"""The one owner of devices: members of an ensemble, blocks of a kernel, spread over all of them."""
 
 import functools
 import math
@@ -78,6 +78,86 @@ def ensemble(
     except TypeError:  # a callable without a hash
         program = _program.__wrapped__(fn, engine, batching, chosen, num_members)
     return jax.device_put(program(keys), chosen[0])
+
+
+def kernel_blocks(
+    kernel: Callable[[Any, Any], Any],
+    x1: Any,
+    x2: Any = None,
+    *,
+    num_blocks: int = 8,
+    engine: str = "jit",
+    devices: Sequence[jax.Device] | None = None,
+) -> Any:
+    """Return a kernel (N1, N2) or (N1, N2, K, K), its blocks of rows spread over devices.
+
+    Without `x2` the kernel is symmetric: each block of rows meets itself and, going round, the half
+    of the others that follows, so that all blocks do the same work and half of the kernel is
+    never computed. The numbers do not depend on the devices, as `num_blocks` does not.
+
+    Args:
+        kernel: `kernel(a (b, ...), b (c, ...)) -> (b, c)`, each entry from its two samples;
+            or (b, c, K, K), as `lambda a, b: kernels.empirical_ntk(apply_fn, params, a, b)` can.
+        x1: (N1, ...) samples.
+        x2: (N2, ...) samples; the same as `x1` when None.
+        num_blocks: Blocks of rows, at most N1 of them; a multiple of the number of devices keeps
+            all of them busy.
+        engine: "jit" or "pmap", as in `ensemble`.
+        devices: Where to run; all devices of this process by default.
+
+    Raises:
+        ValueError: `num_blocks` below 1, an empty batch, or as `ensemble`.
+
+    Example:
+        >>> x = jnp.array([[1.0, 2.0], [0.0, 3.0]])
+        >>> print(kernel_blocks(lambda a, b: a @ b.T, x))
+        [[5. 6.]
+         [6. 9.]]
+    """
+    x1 = jnp.asarray(x1)
+    if num_blocks < 1:
+        message = f"num_blocks={num_blocks}: give at least 1"
+        raise ValueError(message)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and (jnp.ndim(x) == 0 or len(x) == 0):
+            message = f"{name}: shape {jnp.shape(x)}; give at least one sample, on axis 0"
+            raise ValueError(message)
+    num_samples, num_blocks = len(x1), min(num_blocks, len(x1))
+    size = -(-num_samples // num_blocks)
+    rows = np.minimum(np.arange(num_blocks * size), num_samples - 1).reshape(num_blocks, size)
+    spread = functools.partial(ensemble, engine=engine, batching="map", devices=devices)
+    if x2 is not None:
+        x2 = jnp.asarray(x2)
+        found = spread(lambda mine: kernel(mine, x2), x1[rows])
+        return found.reshape(-1, *found.shape[2:])[:num_samples]
+    width = num_blocks // 2 + 1  # blocks that a block meets
+    following = (np.arange(num_blocks)[:, None] + np.arange(width)) % num_blocks
+    windows = rows[following].reshape(num_blocks, -1)
+    found = spread(lambda both: kernel(*both), (x1[rows], x1[windows]))
+    return _round_to_square(found.reshape(num_blocks, size, width, size, *found.shape[3:]))[
+        :num_samples, :num_samples
+    ]
+
+
+def _round_to_square(found: jax.Array) -> jax.Array:
+    """Lay (block, rows, how many blocks on, columns, ...) out as a symmetric (N, N, ...)."""
+    num_blocks, size, width = found.shape[:3]
+    first, second = np.indices((num_blocks, num_blocks))
+    ahead = (second - first) % num_blocks
+    turned = ahead >= width  # computed as the block on the other side of the diagonal
+    by_block = found.swapaxes(1, 2)  # (block, ahead, rows, columns, ...)
+    blocks = by_block[np.where(turned, second, first), np.where(turned, -ahead % num_blocks, ahead)]
+    transposed = blocks.swapaxes(2, 3)
+    if found.ndim == 6:  # (K, K) for every pair of samples
+        transposed = transposed.swapaxes(4, 5)
+    flags = turned.reshape(turned.shape + (1,) * (blocks.ndim - 2))
+    square = jnp.where(flags, transposed, blocks).swapaxes(1, 2)
+    num_rows, outputs = num_blocks * size, found.shape[4:] or (1, 1)
+    flat = square.reshape(num_rows, num_rows, *outputs).swapaxes(1, 2)
+    flat = flat.reshape(num_rows * outputs[0], -1)
+    flat = jnp.where(np.tri(len(flat), k=-1, dtype=bool), flat.T, flat)
+    square = flat.reshape(num_rows, outputs[0], num_rows, outputs[1]).swapaxes(1, 2)
+    return square.reshape(num_rows, num_rows, *found.shape[4:])
 
 
 def choose_batching(fn: Callable[[Any], Any], member: Any, platform: str) -> str:

@@ -21,6 +21,8 @@ from dynamics.measure.jacobian_rows import Factors, Plan
 
 # Entries of a tile of the kernel: 4 MB in single precision, about a core's share of a cache.
 TILE = 2**20
+# Entries of the rows held of a block when nobody says: 256 MB in single precision.
+ROWS_HELD = 2**26
 # Entries of the rows that are formed at a time while they are multiplied: 16 MB.
 CHUNK = 2**22
 # Entries of derivatives that are in flight while rows are computed: 512 MB.
@@ -60,10 +62,10 @@ def kernels(
     """
     groups = grouped(plan, total)
     one = jacobian_rows.rows_of_one(plan)
-    in_flight = max(1, FLIGHT // max(plan.entries, 4 * plan.num_outputs * plan.widest))
+    at_once = in_flight(plan)
 
     def terms(x: Array) -> list[Terms]:
-        many = jax.vmap(one)(x) if len(x) <= in_flight else jax.lax.map(one, x, batch_size=in_flight)
+        many = jax.vmap(one)(x) if len(x) <= at_once else jax.lax.map(one, x, batch_size=at_once)
         return [_terms(group, many) for group in groups]
 
     n1, n2, k = len(x1), len(x1 if x2 is None else x2), plan.num_outputs
@@ -94,6 +96,11 @@ def kernels(
         return fill(out, mine, None, first, first)
 
     return jax.lax.fori_loop(0, len(starts1), row_of_blocks, empty)
+
+
+def in_flight(plan: Plan) -> int:
+    """Return of how many samples the rows are computed at once."""
+    return max(1, FLIGHT // max(plan.entries, 4 * plan.num_outputs * plan.widest))
 
 
 def grouped(plan: Plan, total: bool) -> list[Group]:
@@ -130,12 +137,46 @@ def grouped(plan: Plan, total: bool) -> list[Group]:
     ]
 
 
-
-
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in at least single precision, with no fast reduced-precision products."""
     dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def checked(
+    params: Params, x1: Array, x2: Array | None, outputs: str
+) -> tuple[Params, Array, Array | None]:
+    """Return the arguments of a kernel as arrays, or raise for what is wrong with them."""
+    if outputs not in ("mean", "full"):
+        message = f'outputs={outputs!r}: give "mean" or "full"'
+        raise ValueError(message)
+    check_params(params)
+    params, x1 = jax.tree.map(jnp.asarray, params), _samples("x1", x1)
+    if x2 is None:
+        return params, x1, None
+    x2 = _samples("x2", x2)
+    if x1.shape[1:] != x2.shape[1:]:
+        message = f"x2: samples of shape {x2.shape[1:]}; give the shape of x1's, {x1.shape[1:]}"
+        raise ValueError(message)
+    return params, x1, x2
+
+
+def checked_batch_size(batch_size: int | None, entries: int) -> int:
+    """Return `batch_size`, or where it is None the samples whose rows fit a block."""
+    if batch_size is None:
+        return max(1, ROWS_HELD // max(entries, 1))
+    if batch_size < 1:
+        message = f"batch_size={batch_size}: give at least 1"
+        raise ValueError(message)
+    return int(batch_size)
+
+
+def _samples(name: str, x: Array) -> Array:
+    x = jnp.asarray(x)
+    if x.ndim == 0 or x.shape[0] == 0:
+        message = f"{name}: shape {x.shape}; give at least one sample, on axis 0"
+        raise ValueError(message)
+    return x
 
 
 def check_params(params: Params) -> None:
@@ -222,8 +263,8 @@ def _filled_one(
         return kernel / k if outputs == "mean" else kernel
 
     def written(out: Array, kernel: Array, start1: Any, start2: Any, both: bool) -> Array:
-        at1, at2 = first1 + start1, first2 + start2
-        rest = (0,) * (out.ndim - 2)
+        at1, at2 = (jnp.asarray(at, jnp.int32) for at in (first1 + start1, first2 + start2))
+        rest = (jnp.int32(0),) * (out.ndim - 2)
         laid = kernel if outputs == "mean" else kernel.swapaxes(1, 2)
         out = jax.lax.dynamic_update_slice(out, laid.astype(out.dtype), (at1, at2, *rest))
         if both:

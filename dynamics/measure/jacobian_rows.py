@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     num_outputs: int
     leaves: list[Leaf]
     widest: int  # entries of the largest value in the program
+    activations: int  # entries of all its values
     entries: int  # entries of the rows of one sample
 
 
@@ -104,15 +105,13 @@ def plan(
             leaves[leaf] = Leaf(chosen, leaves[leaf].size, layer, leaf)
         if chosen == VECTOR and layer.bias is not None:
             leaves[layer.bias] = Leaf(BIAS, leaves[layer.bias].size, layer, leaf)
-    widest = max(
-        (
-            int(math.prod(variable.aval.shape))
-            for equation in program.equations
-            for variable in equation.source.outvars
-        ),
-        default=1,
-    )
-    made = Plan(values, program, one_sample, sample, num_outputs, leaves, widest, 0)
+    sizes = [
+        int(math.prod(variable.aval.shape))
+        for equation in program.equations
+        for variable in equation.source.outvars
+    ]
+    widest, activations = max(sizes, default=1), sum(sizes) + 1
+    made = Plan(values, program, one_sample, sample, num_outputs, leaves, widest, activations, 0)
     held = jax.eval_shape(rows_of_one(made), sample)
     return made._replace(entries=sum(math.prod(part.shape) for part in jax.tree.leaves(held)))
 
@@ -189,9 +188,7 @@ def rows_of_one(plan: Plan) -> Callable[[Array], dict[int, Array | Factors]]:
             assert layer is not None
             at = layer.equation
             inputs = widened(linear_layers.layer_inputs(layer, plan.program, operands[at]))
-            cotangents = widened(
-                linear_layers.layer_cotangents(layer, plan.program, by_shift[at])
-            )
+            cotangents = widened(linear_layers.layer_cotangents(layer, plan.program, by_shift[at]))
             if layer.scale != 1:
                 inputs = layer.scale * inputs
             factors = Factors(inputs, cotangents)

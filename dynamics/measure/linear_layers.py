@@ -67,9 +67,7 @@ def written_out(closed: Any) -> Program:
         names: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
         names.update(zip(jaxpr.constvars, map(Known, consts), strict=True))
         # A literal carries its value and has no hash.
-        read = lambda variable: (
-            Known(variable.val) if hasattr(variable, "val") else names[variable]
-        )
+        read = lambda variable: Known(variable.val) if hasattr(variable, "val") else names[variable]
         for equation in jaxpr.eqns:
             inputs = [read(variable) for variable in equation.invars]
             if equation.primitive.name in CALLS:
@@ -109,9 +107,7 @@ def find(program: Program, num_leaves: int) -> dict[int, Layer]:
             elif (sizes := _layer_sizes(equation, operand)) is not None:
                 is_convolution = equation.source.primitive.name != "dot_general"
                 layers[leaf] = Layer(index, operand, is_convolution, *sizes, scale, None, 1.0)
-    return {
-        leaf: _with_bias(layer, program, uses, users, views) for leaf, layer in layers.items()
-    }
+    return {leaf: _with_bias(layer, program, uses, users, views) for leaf, layer in layers.items()}
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.measure import gram, jacobian_rows, kernels
+from dynamics.measure import jacobian_rows, kernels
 
 N1, N2, OUTPUTS = 5, 3, 2
 
@@ -149,7 +149,7 @@ def test_is_the_product_of_explicit_jacobians(key, name):
     [
         ("perceptron", "bias vector vector"),
         ("many layers", "vector vector vector"),
-        ("row vectors", "vector pairs"),
+        ("row vectors", "vector rows"),
         ("tied", "rows"),
         ("recurrence", "rows vector rows"),
         ("attention", "pairs vector pairs rows pairs"),
