@@ -6,45 +6,27 @@ made but the kernel. Where lengths do not divide, the last block or tile overlap
 A symmetric kernel is computed on and above the diagonal and written on both sides of it.
 """
 
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynamics.aliases import Array, Params
-from dynamics.measure import jacobian_rows
-from dynamics.measure.jacobian_rows import Factors, Plan
+from dynamics.measure import inner_products, jacobian_rows
+from dynamics.measure.inner_products import Group, Terms
+from dynamics.measure.jacobian_rows import Plan
 
 # Entries of a tile of the kernel: 4 MB in single precision, about a core's share of a cache.
 TILE = 2**20
 # Entries of the rows held of a block when nobody says: 256 MB in single precision.
 ROWS_HELD = 2**26
-# Entries of the rows that are formed at a time while they are multiplied: 16 MB.
-CHUNK = 2**22
+# Samples from which a symmetric mean kernel is cut up at all: below, one product is faster.
+SPLIT = 500
 # Entries of derivatives that are in flight while rows are computed: 512 MB.
 FLIGHT = 2**27
-
-
-class Group(NamedTuple):
-    """Leaves whose kernels are summed."""
-
-    rows: list[int]
-    vectors: list[tuple[int, bool, float]]  # leaf of the matrix, whether it counts, scale of a bias
-    pairs: list[int]
-    gradients: list[int]
-
-
-class Terms(NamedTuple):
-    """What a block of b samples brings to the kernel of a group."""
-
-    rows: list[Array]  # none, or one of (b, K, D)
-    vectors: list[Factors]  # (b, I), (b, K, O)
-    pairs: list[Factors]  # (b, P, I), (b, P, K, O)
-    gradients: list[Factors]
 
 
 def kernels(
@@ -60,13 +42,13 @@ def kernels(
         batch_size: Samples in a block.
         total: Whether to sum over leaves.
     """
-    groups = grouped(plan, total)
+    groups = inner_products.grouped(plan, total)
     one = jacobian_rows.rows_of_one(plan)
     at_once = in_flight(plan)
 
     def terms(x: Array) -> list[Terms]:
         many = jax.vmap(one)(x) if len(x) <= at_once else jax.lax.map(one, x, batch_size=at_once)
-        return [_terms(group, many) for group in groups]
+        return [inner_products.terms_of(group, many) for group in groups]
 
     n1, n2, k = len(x1), len(x1 if x2 is None else x2), plan.num_outputs
     size1, starts1 = _pieces(n1, batch_size)
@@ -101,46 +83,6 @@ def kernels(
 def in_flight(plan: Plan) -> int:
     """Return of how many samples the rows are computed at once."""
     return max(1, FLIGHT // max(plan.entries, 4 * plan.num_outputs * plan.widest))
-
-
-def grouped(plan: Plan, total: bool) -> list[Group]:
-    """Return the groups of leaves whose kernels are summed: one of all, or one a leaf."""
-    groups = []
-    for number, leaf in enumerate(plan.leaves):
-        group = Group([], [], [], [])
-        if leaf.form in (jacobian_rows.VECTOR, jacobian_rows.BIAS):
-            is_bias = leaf.form == jacobian_rows.BIAS
-            layer = leaf.layer
-            assert layer is not None
-            group.vectors.append((leaf.matrix, not is_bias, layer.bias_scale if is_bias else 0.0))
-        elif leaf.form == jacobian_rows.PAIRS:
-            group.pairs.append(number)
-        elif leaf.form == jacobian_rows.GRADIENTS:
-            group.gradients.append(number)
-        else:
-            group.rows.append(number)
-        groups.append(group)
-    if not total:
-        return groups
-    joined: dict[int, tuple[int, bool, float]] = {}
-    for matrix, counts, scale in itertools.chain.from_iterable(g.vectors for g in groups):
-        _, counted, bias = joined.get(matrix, (matrix, False, 0.0))
-        joined[matrix] = (matrix, counted or counts, bias or scale)
-    add = lambda parts: list(itertools.chain.from_iterable(parts))
-    return [
-        Group(
-            add(g.rows for g in groups),
-            list(joined.values()),
-            add(g.pairs for g in groups),
-            add(g.gradients for g in groups),
-        )
-    ]
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """Return a @ b in at least single precision, with no fast reduced-precision products."""
-    dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def checked(
@@ -193,16 +135,6 @@ def check_params(params: Params) -> None:
             raise TypeError(message)
 
 
-def _terms(group: Group, rows: dict[int, Any]) -> Terms:
-    together = [jnp.concatenate([rows[leaf] for leaf in group.rows], axis=-1)] if group.rows else []
-    vectors = [
-        Factors(rows[leaf].inputs[:, 0], rows[leaf].cotangents[:, 0])
-        for leaf, _, _ in group.vectors
-    ]
-    pick = lambda leaves: [rows[leaf] for leaf in leaves]
-    return Terms(together, vectors, pick(group.pairs), pick(group.gradients))
-
-
 def _filled(
     groups: list[Group],
     outputs: str,
@@ -214,159 +146,95 @@ def _filled(
     first2: Any,
     mirrored: bool = False,
 ) -> list[Array]:
-    """Write the kernels of a pair of blocks, or with None of a block and itself, into `out`."""
-    return [
-        _filled_one(group, outputs, k, whole, mine, others, first1, first2, mirrored)
-        for group, whole, mine, others in zip(
-            groups, out, terms1, [None] * len(out) if terms2 is None else terms2, strict=True
-        )
-    ]
+    """Write the kernels of a pair of blocks, or with None of a block and itself, into `out`.
+
+    The blocks begin at rows `first1` and columns `first2`; `mirrored` writes them on the other
+    side of the diagonal too.
+    """
+    found = []
+    for group, whole, mine, others in zip(
+        groups, out, terms1, terms1 if terms2 is None else terms2, strict=True
+    ):
+        symmetric = terms2 is None
+        tile, starts1, starts2 = _tiles(group, mine, others, symmetric, outputs, k)
+        write = _writer(outputs, first1, first2)
+        off = [(i, j) for j in range(len(starts2)) for i in range(j if symmetric else len(starts1))]
+        table = [(starts1[i], starts2[j]) for i, j in off]
+
+        def step(
+            out: Array, at: Any, tile: Any = tile, write: Any = write, both: bool = symmetric
+        ) -> Array:
+            return write(out, tile(*at), at, both or mirrored)
+
+        def diagonal(out: Array, at: Any, tile: Any = tile, write: Any = write) -> Array:
+            kernel = tile(*at)
+            order = math.prod(kernel.shape[: kernel.ndim // 2])
+            flat = kernel.reshape(order, order)
+            flat = jnp.where(jnp.tri(order, k=-1, dtype=bool), flat.T, flat)
+            return write(out, flat.reshape(kernel.shape), at, False)
+
+        whole = _looped(step, table, whole)
+        if symmetric:  # last, since tiles may overlap the diagonal ones
+            whole = _looped(diagonal, [(start, start) for start in starts1], whole)
+        found.append(whole)
+    return found
 
 
-def _filled_one(
-    group: Group,
-    outputs: str,
-    k: int,
-    out: Array,
-    mine: Terms,
-    others: Terms | None,
-    first1: Any,
-    first2: Any,
-    mirrored: bool,
-) -> Array:
-    """The same for one group."""
-    symmetric = others is None
-    others = mine if others is None else others
+def _tiles(
+    group: Group, mine: Terms, others: Terms, symmetric: bool, outputs: str, k: int
+) -> tuple[Callable[..., Array], list[int], list[int]]:
+    """Return the function of the tile at a row and a column, and where tiles begin."""
     n1, n2 = (len(jax.tree.leaves(terms)[0]) for terms in (mine, others))
     bases = [
-        _by_gradients(a, None if symmetric else b, outputs)
+        inner_products.by_gradients(a, None if symmetric else b, outputs)
         for a, b in zip(mine.gradients, others.gradients, strict=True)
     ]
     mine, others = mine._replace(gradients=[]), others._replace(gradients=[])
     side = max(1, math.isqrt(TILE) // (k if outputs == "full" else 1))
     for factors in mine.pairs:
         side = max(1, side // factors.inputs.shape[1])
-    if symmetric and outputs == "mean" and n1 >= 500:
+    if symmetric and outputs == "mean" and n1 >= SPLIT:
         side = min(side, -(-n1 // 4))
-    size1, starts1 = _pieces(n1, side)
-    size2, starts2 = _pieces(n2, side)
+    (size1, starts1), (size2, starts2) = _pieces(n1, side), _pieces(n2, side)
     cut = jax.lax.dynamic_slice_in_dim
 
-    def tile(start1: Any, start2: Any) -> Array:
-        """(t1, t2), or (t1, K, t2, K) for all outputs."""
+    def tile(start1: Any, start2: Any) -> Array:  # (t1, t2), or (t1, K, t2, K)
         part1 = jax.tree.map(lambda array: cut(array, start1, size1), mine)
         part2 = jax.tree.map(lambda array: cut(array, start2, size2), others)
+        parts = inner_products.products(group, part1, part2, outputs)
         axis2 = 1 if outputs == "mean" else 2
-        parts = _products(group, part1, part2, outputs)
         parts += [cut(cut(base, start1, size1), start2, size2, axis2) for base in bases]
         kernel = sum(parts[1:], start=parts[0])
         return kernel / k if outputs == "mean" else kernel
 
-    def written(out: Array, kernel: Array, start1: Any, start2: Any, both: bool) -> Array:
-        at1, at2 = (jnp.asarray(at, jnp.int32) for at in (first1 + start1, first2 + start2))
-        rest = (jnp.int32(0),) * (out.ndim - 2)
-        laid = kernel if outputs == "mean" else kernel.swapaxes(1, 2)
-        out = jax.lax.dynamic_update_slice(out, laid.astype(out.dtype), (at1, at2, *rest))
-        if both:
-            turned = laid.T if outputs == "mean" else laid.transpose(1, 0, 3, 2)
-            out = jax.lax.dynamic_update_slice(out, turned.astype(out.dtype), (at2, at1, *rest))
-        return out
-
-    def diagonal(start: Any, out: Array) -> Array:
-        kernel = tile(start, start)
-        flat = kernel.reshape(math.prod(kernel.shape[: kernel.ndim // 2]), -1)
-        flat = jnp.where(jnp.tri(len(flat), k=-1, dtype=bool), flat.T, flat)
-        return written(out, flat.reshape(kernel.shape), start, start, both=False)
-
-    if symmetric:
-        pairs = [(a, b) for number, b in enumerate(starts2) for a in starts2[:number]]
-    else:
-        pairs = list(itertools.product(starts1, starts2))
-    off = lambda out, starts: written(out, tile(*starts), *starts, both=symmetric or mirrored)
-    out = _looped(off, pairs, out)
-    return _looped(lambda out, start: diagonal(start[0], out), [(a,) for a in starts1], out) if (
-        symmetric
-    ) else out  # fmt: skip
+    return tile, starts1, starts2
 
 
-def _looped(
-    step: Callable[[Array, Any], Array], settings: list[tuple[int, ...]], out: Array
-) -> Array:
-    """Apply `step` for one setting after the other."""
-    if len(settings) <= 1:
-        return step(out, settings[0]) if settings else out
-    table = jnp.asarray(np.array(settings, np.int32))
-    return jax.lax.fori_loop(
-        0, len(settings), lambda index, out: step(out, tuple(table[index])), out
-    )
+def _writer(outputs: str, first1: Any, first2: Any) -> Callable[..., Array]:
+    """Return what writes a tile into a kernel, and on demand across the diagonal."""
 
-
-def _products(group: Group, mine: Terms, others: Terms, outputs: str) -> list[Array]:
-    """The inner products of a tile, each (t1, t2) or (t1, K, t2, K), but for the gradients."""
-    found = [_inner(a, b, outputs) for a, b in zip(mine.rows, others.rows, strict=True)]
-    for (_, counts, bias), a, b in zip(group.vectors, mine.vectors, others.vectors, strict=True):
-        by_outputs = _inner(a.cotangents, b.cotangents, outputs)
-        by_inputs = matmul(a.inputs, b.inputs.T) if counts else 0.0
-        weight = by_inputs + bias**2
-        if outputs == "full" and counts:
-            weight = weight[:, None, :, None]
-        found.append(by_outputs * weight)
-    found += [_by_pairs(a, b, outputs) for a, b in zip(mine.pairs, others.pairs, strict=True)]
-    return found
-
-
-def _inner(a: Array, b: Array, outputs: str) -> Array:
-    """(t1, K, D), (t2, K, D) -> sum over K of the inner products (t1, t2), or (t1, K, t2, K)."""
-    if outputs == "mean":
-        return matmul(a.reshape(len(a), -1), b.reshape(len(b), -1).T)
-    (t1, k, size), t2 = a.shape, len(b)
-    return matmul(a.reshape(-1, size), b.reshape(-1, size).T).reshape(t1, k, t2, k)
-
-
-def _by_pairs(a: Factors, b: Factors, outputs: str) -> Array:
-    """Σ_pq (x_p·x'_q)(δ_kp·δ'_lq), of (t1, t2) or (t1, K, t2, K)."""
-    (t1, p, k, size), t2 = a.cotangents.shape, len(b.inputs)
-    flat = lambda array, columns: array.reshape(-1, columns)
-    by_inputs = matmul(flat(a.inputs, a.inputs.shape[2]), flat(b.inputs, b.inputs.shape[2]).T)
-    if outputs == "mean":
-        by_outputs = matmul(flat(a.cotangents, k * size), flat(b.cotangents, k * size).T)
-        return jnp.sum((by_inputs * by_outputs).reshape(t1, p, t2, p), axis=(1, 3))
-    by_outputs = matmul(flat(a.cotangents, size), flat(b.cotangents, size).T)
-    by_outputs = by_outputs.reshape(t1, p, k, t2, p, k)
-    return jnp.sum(by_outputs * by_inputs.reshape(t1, p, 1, t2, p, 1), axis=(1, 4))
-
-
-def _by_gradients(a: Factors, b: Factors | None, outputs: str) -> Array:
-    """The kernel of a layer whose rows are formed some columns at a time, summed over the K."""
-    n, positions, k, num_outputs = a.cotangents.shape
-    num_inputs = a.inputs.shape[2]
-    width = max(1, min(num_inputs, CHUNK // (n * k * num_outputs)))
-    chunks = -(-num_inputs // width)
-    width = -(-num_inputs // chunks)
-
-    def columns(inputs: Array) -> Array:  # (b, P, I) -> (chunks, b, P, width)
-        room = chunks * width - num_inputs
-        padded = jnp.pad(inputs, ((0, 0), (0, 0), (0, room)))  # zeros add nothing
-        return padded.reshape(len(inputs), positions, chunks, width).transpose(2, 0, 1, 3)
-
-    def rows(factors: Factors, part: Array) -> Array:
-        made = jnp.einsum(
-            "bpko,bpi->bkoi", factors.cotangents, part, precision=jax.lax.Precision.HIGHEST
+    def write(out: Array, kernel: Array, at: Any, both: bool) -> Array:
+        rows, columns = (
+            jnp.asarray(first + start, jnp.int32)
+            for first, start in zip((first1, first2), at, strict=True)
         )
-        if outputs == "mean":
-            return made.reshape(len(made), -1)
-        return made.reshape(len(made) * k, -1)
+        rest = (jnp.int32(0),) * (out.ndim - 2)
+        laid = (kernel if outputs == "mean" else kernel.swapaxes(1, 2)).astype(out.dtype)
+        out = jax.lax.dynamic_update_slice(out, laid, (rows, columns, *rest))
+        if not both:
+            return out
+        turned = laid.T if outputs == "mean" else laid.transpose(1, 0, 3, 2)
+        return jax.lax.dynamic_update_slice(out, turned, (columns, rows, *rest))
 
-    def add(kernel: Array, parts: tuple[Array, ...]) -> tuple[Array, None]:
-        mine = rows(a, parts[0])
-        others = mine if b is None else rows(b, parts[1])
-        return kernel + matmul(mine, others.T), None
+    return write
 
-    parts = (columns(a.inputs),) if b is None else (columns(a.inputs), columns(b.inputs))
-    each = 1 if outputs == "mean" else k
-    shape = (n * each, (n if b is None else len(b.inputs)) * each)
-    kernel = jax.lax.scan(add, jnp.zeros(shape, a.inputs.dtype), parts)[0]
-    return kernel if outputs == "mean" else kernel.reshape(n, k, shape[1] // k, k)
+
+def _looped(step: Callable[[Array, Any], Array], places: list[Any], out: Array) -> Array:
+    """Apply `step` at one place after the other."""
+    if len(places) <= 1:
+        return step(out, places[0]) if places else out
+    table = jnp.asarray(np.array(places, np.int32))
+    return jax.lax.fori_loop(0, len(places), lambda i, out: step(out, tuple(table[i])), out)
 
 
 def _pieces(n: int, size: int) -> tuple[int, list[int]]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.aliases import Array
-from dynamics.measure import gram
+from dynamics.measure import inner_products
 
 
 class KernelSummary(NamedTuple):
@@ -98,9 +98,9 @@ def kernel_target_alignment(kernel: Array, targets: Array) -> Array:
         message = f"targets: shape {targets.shape}; give (N,) or (N, K), N={kernel.shape[0]}"
         raise ValueError(message)
     targets = targets.astype(kernel.dtype).reshape(len(targets), -1)
-    overlap = jnp.sum(targets * gram.matmul(kernel, targets))
+    overlap = jnp.sum(targets * inner_products.matmul(kernel, targets))
     # |Y Y^T|_F = |Y^T Y|_F, and the second is the smaller matrix.
-    targets_norm = jnp.linalg.norm(gram.matmul(targets.T, targets))
+    targets_norm = jnp.linalg.norm(inner_products.matmul(targets.T, targets))
     return overlap / (jnp.linalg.norm(kernel) * targets_norm)
 
 

@@ -2,7 +2,9 @@
 
 Every kernel here is the Gram matrix of Jacobian rows, J J^T, one row per sample and output, with
 no 1/N. A network is a function of one sample: rows are computed on batches of one, so a layer
-that mixes the samples of a batch must be frozen first (`models.adapters` does so).
+that mixes the samples of a batch must be frozen first (`models.adapters` does so). How a kernel
+moves along training comes out of `trajectory.record` by way of `kernel_summary`; the top of the
+spectrum of a kernel too large to hold, by `top_ntk_eigenpairs`.
 """
 
 from typing import Any
@@ -38,11 +40,15 @@ def empirical_ntk(
     Θ_kl(x, x') = Σ_p ∂f_k(x)/∂θ_p ∂f_l(x')/∂θ_p over all parameters p. With `outputs="mean"` the
     result is (1/K) Σ_k Θ_kk, which for one output is J J^T itself.
 
-    Leaves that act as the matrix of a dense layer on one vector per sample are contracted through
-    their factors, (h·h')(δ·δ'), so a wide network costs no more than its activations; every other
-    leaf is contracted through its Jacobian rows, block by block. With `x2` left out only the blocks
-    on and above the diagonal are computed and the result is exactly symmetric. It works under
-    `jax.jit` and under `jax.vmap` over `params`; wrap it in `jax.jit` where it is called often.
+    Each leaf is contracted in the way that costs least: the matrix of a dense layer on one vector
+    through its factors, (h·h')(δ·δ'), so that a wide network costs no more than its activations; a
+    matrix along a sequence and a convolution through all pairs of positions or through rows formed
+    by matrix products; the rest by Jacobian rows. Where outputs are many and parameters few the
+    kernel is made of NTK-vector products instead. `ntk_cost` tells beforehand what is taken and
+    what it costs. The kernel is written tile by tile, and with `x2` left out only the tiles on
+    and above the diagonal are computed: the result is exactly symmetric. It works under `jax.jit`
+    and under `jax.vmap` over `params` (an ensemble's kernels at once); wrap it in `jax.jit` where
+    it is called often. Over several devices: `parallel.kernel_blocks`.
 
     Args:
         apply_fn: `apply_fn(params, x (N, ...)) -> (N, K)`, or (N,) for one output.
@@ -50,7 +56,8 @@ def empirical_ntk(
         x1: (N1, ...) samples.
         x2: (N2, ...) samples; the same as `x1` when None.
         outputs: "mean" or "full".
-        batch_size: Samples in a block of Jacobian rows; it need not divide N1 or N2. The default
+        batch_size: Samples in a block of Jacobian rows; it need not divide N1 or N2. Two blocks
+            are held at once, and rows are computed again for each pair of blocks. The default
             keeps a block under 2**26 entries (256 MB in single precision), at least one sample.
 
     Raises:

@@ -9,7 +9,7 @@ import jax.extend.core as jax_core
 import jax.numpy as jnp
 
 from dynamics.aliases import ApplyFn, Array, Params
-from dynamics.measure import gram, jacobian_rows, ntk_products
+from dynamics.measure import gram, inner_products, jacobian_rows, ntk_products
 
 LAYERWISE, JACOBIAN, PRODUCTS = "layerwise", "jacobian", "products"
 # Products run one direction at a time, below the speed of large matrix products: they are taken
@@ -46,7 +46,7 @@ def ntk_cost(
 
     Nothing is computed: only the shapes of `params`, `x1` and `x2` are read, which may be
     `jax.ShapeDtypeStruct`. Operations are counted in the program that would run, loops as often as
-    they run; bytes are an estimate of the largest live memory.
+    they run; bytes are an estimate of the largest live memory, right to a few times.
 
     Args:
         apply_fn: As in `empirical_ntk`, and so are the others.
@@ -189,7 +189,7 @@ def _bytes(
     flight = min(size, gram.in_flight(plan)) * 2 * plan.num_outputs * plan.widest
     kernel = n1 * n2 * _outputs(plan, outputs)
     formed = [leaf.size for leaf in plan.leaves if leaf.form == jacobian_rows.GRADIENTS]
-    chunk = min(gram.CHUNK, size * plan.num_outputs * max(formed, default=0)) * blocks
+    chunk = min(inner_products.CHUNK, size * plan.num_outputs * max(formed, default=0)) * blocks
     return float((blocks * size * plan.entries + flight + chunk + kernel) * _itemsize(plan))
 
 
