@@ -267,29 +267,31 @@ def test_cost_of_a_perceptron_is_the_hand_count(outputs):
     assert cost.chosen == "layerwise"
 
 
-@pytest.mark.parametrize(("name", "path"), [("perceptron", "layerwise"), ("sequence", "layerwise")])
-def test_cost_is_what_the_compiler_counts(name, path):
+def test_cost_of_layers_along_positions_is_the_hand_count():
+    """The wide layer forms its rows while they are multiplied, the narrow one keeps its own."""
+    n1, n2, k, positions, inputs, hidden = 30, 20, 3, 8, 32, 64
+    network = lambda p, x: jnp.sin(jnp.tanh(x @ p["a"]) @ p["c"]).mean(axis=1)
+    params = dict(a=shaped(inputs, hidden), c=shaped(hidden, k))
+    samples = (shaped(n, positions, inputs) for n in (n1, n2))
+    wide, narrow = inputs * hidden, hidden * k
+    rows = (n1 + n2) * 2 * positions * (wide + narrow + 2 * k * narrow + k * wide)
+    inner = 2 * n1 * n2 * k * (wide + narrow)
+    cost = kernels.ntk_cost(network, params, *samples)
+    assert cost.layerwise.flops == rows + inner
+
+
+@pytest.mark.parametrize("outputs", ["mean", "full"])
+def test_cost_is_what_the_compiler_counts(outputs):
     """Of a program without loops, in which the compiler adds entry-wise work."""
-    if name == "perceptron":
-        apply_fn, params, x = PERCEPTRON, perceptron_shapes(), shaped(40, 60)
-    else:
-        apply_fn, small, _ = NETWORKS["sequence"]
-        params = {key: shaped(*(8 * n for n in size)) for key, size in small.items()}
-        params["read"], params["positions"] = shaped(32, OUTPUTS), shaped(3, 32)
-        x = shaped(40, 3, 16)
-    x2 = jax.ShapeDtypeStruct((30, *x.shape[1:]), x.dtype)
-    for outputs in ("mean", "full"):
-        cost = kernels.ntk_cost(apply_fn, params, x, x2, outputs=outputs)
-        compiled = (
-            jax.jit(lambda p, a, b, o=outputs: kernels.empirical_ntk(apply_fn, p, a, b, outputs=o))
-            .lower(params, x, x2)
-            .compile()
-        )
-        counted = compiled.cost_analysis()["flops"]
-        assert counted / 1.6 < getattr(cost, path).flops < 1.6 * counted
-        memory = compiled.memory_analysis()
-        held = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        assert held / 6 < getattr(cost, path).bytes < 6 * held
+    arguments = perceptron_shapes(), shaped(40, 60), shaped(30, 60)
+    cost = kernels.ntk_cost(PERCEPTRON, *arguments, outputs=outputs).layerwise
+    ntk = jax.jit(lambda *given: kernels.empirical_ntk(PERCEPTRON, *given, outputs=outputs))
+    compiled = ntk.lower(*arguments).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert counted / 1.6 < cost.flops < 1.6 * counted
+    memory = compiled.memory_analysis()
+    held = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert held / 4 < cost.bytes < 4 * held
 
 
 def test_symmetry_and_blocks_are_in_the_cost():
