@@ -56,8 +56,9 @@ OLD_JAX = ("jax==0.4.25", "jaxlib==0.4.25", "numpy==1.26.4", "scipy<1.13", "froz
 def neural_tangents_environment() -> str:
     """Return the interpreter of an environment with neural-tangents."""
     python = client.environment("neural_tangents", *OLD_JAX)
-    if subprocess.run([python, "-c", "import frozendict, neural_tangents"], capture_output=True,
-                      check=False).returncode:  # fmt: skip
+    # Not imported here: it asks for TensorFlow, of which the peer's script stands in for a part.
+    seek = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('neural_tangents'))"
+    if subprocess.run([python, "-c", seek], check=False).returncode:
         install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "neural-tangents==0.6.5"]
         subprocess.run(install, check=True)
     return python
