@@ -152,8 +152,7 @@ def test_is_the_product_of_explicit_jacobians(key, name):
         ("row vectors", "vector rows"),
         ("tied", "rows"),
         ("recurrence", "rows vector rows"),
-        ("attention", "pairs vector pairs rows pairs"),
-        ("convolution", "vector windows"),
+        ("convolution", "vector gradients"),
         ("scaled", "bias vector vector"),
     ],
 )
