@@ -89,8 +89,8 @@ def flops(widths: Sequence[int], num_samples: int) -> Flops:
 
     Both ways run through the network forward and back, 2 N Σ n_(l-1) n_l each, the way back
     without the first layer. The Jacobian is then filled, N P for P parameters, and multiplied by
-    itself, 2 N² P; the Gram matrices of inputs, of derivatives for the matrix and again for the
-    bias take 2 N² Σ (n_(l-1) + 2 n_l). For a wide network the ratio of the two thus ends at
+    itself, 2 N² P; the Gram matrices of inputs and of derivatives, the latter for matrix and bias
+    alike, take 2 N² Σ (n_(l-1) + n_l). For a wide network the ratio of the two thus ends at
     (2 N + 5) / 4: it is linear in the width only as long as the width is far below N. Terms of
     order N Σ n_l and N² alone are left out.
 
@@ -116,5 +116,5 @@ def flops(widths: Sequence[int], num_samples: int) -> Flops:
     contraction = 2 * num_samples**2
     return Flops(
         passes + num_samples * parameters + contraction * parameters,
-        passes + contraction * sum(a + 2 * b for a, b in pairs),
+        passes + contraction * sum(a + b for a, b in pairs),
     )

@@ -89,10 +89,9 @@ class TestHadamard:
         assert red == {"error of the part of a layer's bias, largest"}
 
     def test_a_part_that_is_not_positive(self, claim):
-        prediction = claim.main.prediction
-        wrong = {"weights": -prediction.weights}
-        _, red = claim.judge(role="claim", prediction=wrong)
-        assert "smallest eigenvalue of a part by its largest" in red
+        weights = claim.main.prediction.weights
+        _, red = claim.judge(role="claim", prediction={"weights": -weights})
+        assert "smallest eigenvalue of a part by its largest in size" in red
 
     def test_half_precision(self, claim):
         single = claim.main.result.single.astype(np.float16)
