@@ -224,7 +224,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     left.set(xscale="log", xlabel="depth L", ylabel="share of equal labels", ylim=(None, 1.02))
     left.set_xticks(config.depths, labels=map(str, config.depths), minor=False)
     left.minorticks_off()
-    left.legend(title="limit by theory")
+    left.legend(title="limit by theory", loc="center right")
     gaps = [distances(score, prediction) for score in (result.score[:, 1:, 2], result.deep_score)]
     depths = (*config.depths[1:], *config.deeper)
     for i, exponent in enumerate(EXPONENTS):
