@@ -55,9 +55,7 @@ def test_the_noise_by_least_squares_on_many_samples(link):
     found = fits(link, matrix, num_samples, repeats, seed=0)
     found = found - np.outer(found @ along_form, along_form)
     sign = np.sign(np.mean(found @ along_radius))  # the square does not tell it
-    distances = num_samples * np.sum(
-        (found - sign * parts.radial**0.5 * along_radius) ** 2, axis=1
-    )
+    distances = num_samples * np.sum((found - sign * parts.radial**0.5 * along_radius) ** 2, axis=1)
     error = np.std(distances) / repeats**0.5
     assert abs(distances.mean() - parts.noise) < 4 * error + 0.02 * parts.noise
     assert error < 0.06 * parts.noise
