@@ -1,14 +1,14 @@
 """Trained layer by layer, a network finds the quadratic within a function of it; kernels do not.
 
 Claim      Labels are sin(a p(x)) with p a quadratic form in d dimensions. From n = C d² samples the
-           first layers, trained by least squares, recover p to the squared correlation
+           first layers, trained by ridge regression, recover p to the squared correlation
            1/(1 + M/(c² n)), and a last layer trained on that one feature then predicts the labels
-           better than any predictor of degree two can. A kernel of degree four, given all the samples
+           better than any predictor of degree two can. A kernel of degree four, given all samples
            and the ridge that is best on fresh data, does not come below that degree-two error.
 Control    Where labels are even in p nothing of degree two points to p: it is not recovered, and
            the network gains nothing. With fewer samples than coefficients neither.
-Reference  Wang, Nichani, Lee 2023, arXiv:2311.13774 (polynomial functions of p there, and first
-           layers of random features, of which the exact degree-two features here are the limit).
+Reference  Wang, Nichani, Lee 2023, arXiv:2311.13774 (p within polynomials there, and first layers
+           of random features; exact features of degree two here).
 """
 
 import dataclasses
