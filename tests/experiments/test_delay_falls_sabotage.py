@@ -33,7 +33,7 @@ def test_decays_in_another_order(claim):
 
 
 def test_shares_in_another_order(claim):
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[2, 1, 0]))
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[3, 2, 1, 0]))
     assert verdict == "fails"
     assert {BY_DATA, "share that generalises: most data, no decay"} <= red
 
@@ -47,13 +47,13 @@ def test_decays_that_change_places_or_are_alike(claim, decays):
 
 def test_the_law_of_more_data(claim):
     """At 70 % the delay falls too, but not as 1/decay."""
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[0, 2, 2]))
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[0, 3, 2, 3]))
     assert verdict == "fails"
     assert {EXPONENT, FLATTER} <= red
 
 
 def test_the_same_law_with_little_data(claim):
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[1, 1, 2]))
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[1, 1, 2, 3]))
     assert verdict == "fails"
     assert STEEPER in red
 
