@@ -50,6 +50,9 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Blocks of attention and a two-layer MLP, each on a residual branch.
 
+    The residual stream (N, T, width) after each block is there for the asking:
+    `model.apply(params, x, mutable=["intermediates"])[1]["intermediates"]["residual_stream"]`.
+
     Attributes:
         num_outputs: K.
         width: size of the residual stream.
@@ -98,6 +101,7 @@ class Transformer(nn.Module):
             )
             h = h + attention(self._normalise(h, f"attention_norm_{index}"))
             h = h + self._mlp(self._normalise(h, f"mlp_norm_{index}"), index)
+            self.sow("intermediates", "residual_stream", h)
         h = self._normalise(h, "final_norm")
         h = {"last": lambda: h[:, -1], "mean": lambda: h.mean(axis=1), "all": lambda: h}[
             self.read_out
