@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from experiments import catalogue, checks, execution, judgement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,18 @@ def test_the_ten_lines_of_the_readme(capsys):
     assert all(top.values[:-1] >= top.values[1:])
     assert max(top.residuals) < 0.01 * top.values[0]
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("which", "times"), [(0, 5), (1, 4)], ids=["transformer", "convnet"])
+def test_the_kernel_trajectories_of_the_guide(which, times):
+    space = {}
+    exec(blocks("docs/kernel_trajectories.md")[which], space)
+    found = space["kernel"] if which == 0 else space["summary"]
+    assert found.spectrum.shape == (times, len(space["x"]))
+    assert found.relative_change[0] < 1e-4
+    assert found.relative_change[-1] > 0.1
+    trained = found.alignment[-1] > found.alignment[0]
+    assert trained, "the kernel of a network that learns turns towards the targets"
 
 
 def test_the_example_of_the_guide_is_a_claim_that_holds(tmp_path, monkeypatch):
