@@ -8,8 +8,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-# Four simulated devices for the parity tests; must be set before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Four simulated devices for the parity tests; must be set before JAX starts. Most of the suite's
+# time is compilation, a fifth of it in the last stage of the code generator: the smoke runs go
+# through that, the units without.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+)
 # Compiled programs and the doctor's word are kept from one test run to the next.
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TRAINING_DYNAMICS_CACHE", str(ROOT / ".pytest_cache" / "cache"))
