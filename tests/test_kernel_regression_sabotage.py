@@ -136,6 +136,19 @@ class TestLocalKernels:
         assert "exponent of t = 1 with s = 1" in found
         assert "exponent of s = 2 less that of s = 4, t = 1" in found
 
+    @pytest.mark.parametrize(("student", "shift"), [(1, 0.1), (1, -0.1), (2, 0.09), (2, -0.09)])
+    def test_a_theory_as_wrong_as_the_kernels(self, claim, student, shift):
+        """Kernels of another smoothness, say: prediction and regression agree on it."""
+        samples = np.array(claim.main.config.nums_samples)
+        tilt = (samples / samples[0]) ** -shift
+        part, tilts = claim.main, np.ones((3, 3, len(samples)))
+        tilts[0, student] = tilt
+        exponent = part.prediction.exponent.copy()
+        exponent[0, student] += shift
+        prediction = {"error": part.prediction.error * tilts, "exponent": exponent}
+        found = red(claim, error=part.result.error * tilts, prediction=prediction)
+        assert f"exponent of t = 1 with s = {(1, 2, 4)[student]}" in found
+
     def test_an_error_ten_percent_off_leaves_the_exponents_alone(self, claim):
         found = red(claim, error=1.1 * claim.main.result.error)
         assert found == {"largest relative deviation of a mean error from the eigenframework"}
