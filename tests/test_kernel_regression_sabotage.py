@@ -57,6 +57,13 @@ class TestRandomFeatures:
             "train: largest deviation in standard errors"
         }
 
+    @pytest.mark.parametrize("factor", [0.7, 1.3])
+    def test_noise_that_is_amplified_by_another_factor(self, claim, factor):
+        by_noise = 1 + factor * (claim.main.prediction.by_noise - 1)
+        assert red(claim, prediction={"by_noise": by_noise}) == {
+            "largest relative deviation of what label noise adds to the test error"
+        }
+
     def test_more_features_that_do_not_help(self, claim):
         test = claim.main.result.test.copy()
         test[:, :, 1] = test[:, :, 0]
