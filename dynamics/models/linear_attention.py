@@ -1,20 +1,27 @@
-"""Linear self-attention over in-context tokens e_j = (x_j, y_j), as a function and as a module."""
+"""Linear self-attention over in-context tokens e_j = (x_j, y_j), as functions and as a module.
 
-from typing import NamedTuple
+Token form: what a layer does to each token. Gram form: a layer reads the context only through
+G = sum_context e e^T, and its effect on every token is one matrix, so a stack costs O(L D^3) a
+prompt however long the context is. Both are exact and agree to rounding.
+"""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from dynamics.aliases import Array
+from dynamics.aliases import Array, LinearAttentionWeights
 
-
-class LinearAttentionWeights(NamedTuple):
-    """The matrices of one head, acting on column vectors e (D,)."""
-
-    query: Array  # (D_key, D)
-    key: Array  # (D_key, D)
-    value: Array  # (D_value, D)
-    projection: Array  # (D, D_value)
+__all__ = [
+    "LinearAttention",
+    "LinearAttentionWeights",
+    "attention_stack",
+    "context_gram",
+    "gram_self_attention",
+    "gram_stack",
+    "layer_matrix",
+    "linear_self_attention",
+    "tie",
+]
 
 
 def linear_self_attention(
@@ -27,7 +34,7 @@ def linear_self_attention(
     belongs in P. Residual connection included.
 
     Args:
-        weights: matrices of the layer.
+        weights: matrices of the layer; with a leading axis of heads, what the heads write is added.
         tokens: (..., T, D).
         num_context: how many tokens, counted from the first, serve as keys and values.
 
@@ -47,15 +54,150 @@ def linear_self_attention(
     if not 1 <= num_context <= num_tokens:
         message = f"num_context={num_context}: give 1 to {num_tokens}, the number of tokens"
         raise ValueError(message)
-    for name, matrix in (("query", weights.query), ("key", weights.key), ("value", weights.value)):
-        if matrix.shape[-1] != dim:
-            message = f"weights.{name} has shape {matrix.shape}; the tokens have dimension {dim}"
-            raise ValueError(message)
+    _check_weights(weights, dim, "the tokens")
     context = tokens[..., :num_context, :]
-    keys, values = context @ weights.key.T, context @ weights.value.T
-    memory = jnp.swapaxes(values, -1, -2) @ keys  # (..., D_value, D_key)
-    read = (tokens @ weights.query.T) @ jnp.swapaxes(memory, -1, -2)  # (..., T, D_value)
-    return tokens + read @ weights.projection.T
+
+    def written(head: LinearAttentionWeights) -> Array:
+        keys, values = context @ head.key.T, context @ head.value.T
+        memory = jnp.swapaxes(values, -1, -2) @ keys  # (..., D_value, D_key)
+        read = (tokens @ head.query.T) @ jnp.swapaxes(memory, -1, -2)  # (..., T, D_value)
+        return read @ head.projection.T
+
+    if weights.query.ndim == 2:
+        return tokens + written(weights)
+    return tokens + jax.vmap(written)(weights).sum(axis=0)
+
+
+def attention_stack(weights: LinearAttentionWeights, tokens: Array, *, num_context: int) -> Array:
+    """Return the tokens (L, ..., T, D) after each of L layers of `linear_self_attention`.
+
+    Args:
+        weights: the layers on a leading axis (L,), heads on the next if there are several;
+            `tie` makes a stack of one layer.
+        tokens: (..., T, D).
+        num_context: how many tokens, counted from the first, serve as keys and values.
+
+    Raises:
+        ValueError: as `linear_self_attention`, or `weights` has no axis of layers.
+
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> weights = tie(LinearAttentionWeights(one, one, one, one), 2)
+        >>> tokens = jnp.array([[1.0], [2.0]])
+        >>> print(attention_stack(weights, tokens, num_context=1)[..., 0])
+        [[ 2.  4.]
+         [10. 20.]]
+    """
+    _check_stack(weights)
+
+    def layer(e: Array, one: LinearAttentionWeights) -> tuple[Array, Array]:
+        e = linear_self_attention(one, e, num_context=num_context)
+        return e, e
+
+    return jax.lax.scan(layer, tokens, weights)[1]
+
+
+def tie(weights: LinearAttentionWeights, num_layers: int) -> LinearAttentionWeights:
+    """Return a stack of `num_layers` copies of one layer, on a new leading axis.
+
+    Raises:
+        ValueError: `num_layers` is below 1.
+    """
+    if num_layers < 1:
+        message = f"num_layers={num_layers}: give at least 1"
+        raise ValueError(message)
+    return jax.tree.map(lambda m: jnp.broadcast_to(m, (num_layers, *m.shape)), weights)
+
+
+def context_gram(tokens: Array, *, num_context: int) -> Array:
+    """Return G = sum over the first `num_context` tokens of e e^T, (..., D, D).
+
+    Raises:
+        ValueError: `num_context` is not between 1 and T.
+
+    Example:
+        >>> print(context_gram(jnp.array([[1.0, 2.0], [3.0, 0.0]]), num_context=1))
+        [[1. 2.]
+         [2. 4.]]
+    """
+    if not 1 <= num_context <= tokens.shape[-2]:
+        message = f"num_context={num_context}: give 1 to {tokens.shape[-2]}, the number of tokens"
+        raise ValueError(message)
+    context = tokens[..., :num_context, :]
+    return jnp.swapaxes(context, -1, -2) @ context
+
+
+def layer_matrix(weights: LinearAttentionWeights, gram: Array) -> Array:
+    """Return A = I + sum_heads P V G K^T Q (..., D, D): the layer maps each token e to A e.
+
+    Args:
+        weights: matrices of the layer, with or without an axis of heads.
+        gram: (..., D, D) of the tokens that serve as keys and values, from `context_gram`.
+
+    Raises:
+        ValueError: the matrices do not fit the Gram matrix.
+
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> print(layer_matrix(LinearAttentionWeights(one, one, one, one), 4 * one))
+        [[5.]]
+    """
+    dim = gram.shape[-1]
+    _check_weights(weights, dim, "the Gram matrix")
+    written = weights.projection @ weights.value  # (..., D, D)
+    looked_at = jnp.swapaxes(weights.key, -1, -2) @ weights.query
+    eye = jnp.eye(dim, dtype=gram.dtype)
+    if written.ndim == 2:
+        return eye + written @ gram @ looked_at
+    return eye + jax.vmap(lambda left, right: left @ gram @ right)(written, looked_at).sum(axis=0)
+
+
+def gram_self_attention(
+    weights: LinearAttentionWeights, gram: Array, query: Array
+) -> tuple[Array, Array]:
+    """Return the Gram matrix A G A^T of the context after one layer, and the query A e.
+
+    The same as `linear_self_attention` for a query that is no key: see `layer_matrix` for A.
+
+    Args:
+        weights: matrices of the layer, with or without an axis of heads.
+        gram: (..., D, D) of the tokens that serve as keys and values, from `context_gram`.
+        query: (..., D), one token more.
+
+    Raises:
+        ValueError: the matrices do not fit the Gram matrix.
+
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> weights = LinearAttentionWeights(one, one, one, one)
+        >>> print(*gram_self_attention(weights, one, jnp.array([2.0])))
+        [[4.]] [4.]
+    """
+    matrix = layer_matrix(weights, gram)
+    return matrix @ gram @ jnp.swapaxes(matrix, -1, -2), jnp.einsum("...ij,...j->...i", matrix,
+                                                                    query)  # fmt: skip
+
+
+def gram_stack(weights: LinearAttentionWeights, gram: Array, query: Array) -> tuple[Array, Array]:
+    """Return Gram matrices (L, ..., D, D) and queries (L, ..., D) after each of L layers.
+
+    Args:
+        weights: the layers on a leading axis (L,), as for `attention_stack`.
+        gram: (..., D, D) before the first layer, from `context_gram`.
+        query: (..., D) before the first layer.
+
+    Raises:
+        ValueError: the matrices do not fit the Gram matrix, or have no axis of layers.
+    """
+    _check_stack(weights)
+
+    def layer(
+        state: tuple[Array, Array], one: LinearAttentionWeights
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        state = gram_self_attention(one, *state)
+        return state, state
+
+    return jax.lax.scan(layer, (gram, query), weights)[1]
 
 
 class LinearAttention(nn.Module):
@@ -95,3 +237,22 @@ class LinearAttention(nn.Module):
             weights = LinearAttentionWeights(*(m[layer % stacks] for m in matrices))
             x = linear_self_attention(weights, x, num_context=num_context)
         return x
+
+
+def _check_weights(weights: LinearAttentionWeights, dim: int, what: str) -> None:
+    for name, matrix in (("query", weights.query), ("key", weights.key), ("value", weights.value)):
+        if matrix.shape[-1] != dim or matrix.ndim not in (2, 3):
+            message = (
+                f"weights.{name} has shape {matrix.shape}; {what} have dimension {dim}: give "
+                f"(D_key, {dim}), or (heads, D_key, {dim})"
+            )
+            raise ValueError(message)
+
+
+def _check_stack(weights: LinearAttentionWeights) -> None:
+    if weights.query.ndim not in (3, 4):
+        message = (
+            f"weights.query has shape {weights.query.shape}; give layers on the first axis, "
+            "(layers, D_key, D) or (layers, heads, D_key, D): `tie` makes a stack of one layer"
+        )
+        raise ValueError(message)

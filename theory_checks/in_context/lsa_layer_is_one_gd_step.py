@@ -18,6 +18,7 @@ import numpy as np
 from dynamics import parallel
 from dynamics.aliases import Array, Key
 from dynamics.data import in_context
+from dynamics.measure import weight_constructions
 from dynamics.models import linear_attention
 from experiments import checks, contract, plotting, runner
 
@@ -91,10 +92,10 @@ def predict(config: Config) -> Prediction:
 
 def construct(start: Array, config: Config) -> linear_attention.LinearAttentionWeights:
     """Return the weights of proposition 1 for one task that starts at w0 (D,)."""
-    read = jnp.diag(jnp.append(jnp.ones(config.dim), 0.0))  # keys and queries see x alone
-    value = jnp.zeros_like(read).at[-1].set(jnp.append(start, -1.0))  # w0·x - y in the label slot
-    step = config.learning_rate / config.num_context * jnp.eye(config.dim + 1)
-    return linear_attention.LinearAttentionWeights(read, read, config.value_sign * value, step)
+    weights = weight_constructions.gradient_descent_construction(
+        config.dim, config.learning_rate, config.num_context, start=start
+    )
+    return weights._replace(value=config.value_sign * weights.value)
 
 
 def softmax_layer(weights, tokens: Array, num_context: int) -> Array:
