@@ -104,7 +104,6 @@ def newton_construction(
     start_scale: Any,
     *,
     start: Literal["identity", "gram"] = "identity",
-    refresh: bool = True,
 ) -> LinearAttentionWeights:
     """Return 2k + 3 layers that make k steps M ← 2M - M S M towards the inverse of S.
 
@@ -118,7 +117,6 @@ def newton_construction(
         num_iterations: k, 0 or more.
         start_scale: a. It converges for a < 2 / |S| from the identity, a < 2 / |S|² from S.
         start: M_0 = a I or a S. From S it takes twice as many iterations where they are many.
-        refresh: False leaves out what clears u, so that it adds up: no Newton iteration.
 
     Returns:
         Matrices (2k + 3, 3, d, 5 d + 2); projection (2k + 3, 3, 5 d + 2, d).
@@ -147,8 +145,10 @@ def newton_construction(
         return query, key, value, scale * into.T
 
     first = head(p, p, p, m, start_scale) if start == "identity" else head(p, x, x, m, start_scale)
-    clear = (head(p, p, u, u, -1.0),) if refresh else ()
-    iteration = (head(m, x, x, u),), (head(p, p, m, m), head(u, p, m, m, -1.0), *clear)
+    iteration = (
+        (head(m, x, x, u),),
+        (head(p, p, m, m), head(u, p, m, m, -1.0), head(p, p, u, u, -1.0)),
+    )
     read_out = (head(q, p, m, u),), (head(u, x, y, o),)
     layers = [
         (*heads, *[idle] * (3 - len(heads)))

@@ -20,6 +20,7 @@ __all__ = [
     "gram_stack",
     "layer_matrix",
     "linear_self_attention",
+    "read_out_row",
     "tie",
 ]
 
@@ -198,6 +199,51 @@ def gram_stack(weights: LinearAttentionWeights, gram: Array, query: Array) -> tu
         return state, state
 
     return jax.lax.scan(layer, (gram, query), weights)[1]
+
+
+def read_out_row(weights: LinearAttentionWeights, gram: Array) -> Array:
+    """Return the row r (..., D) with which the last entry of a query e is r·e after all layers.
+
+    The last row of A_L ... A_1, and so the linear function that a prompt's context makes of its
+    query. It takes products of matrices with vectors only, about 3^L of them: for one to three
+    layers it is several times as fast as `gram_stack`, and has nothing random about the query.
+
+    Args:
+        weights: layers of one head on a leading axis (L,), as for `attention_stack`.
+        gram: (..., D, D) before the first layer, from `context_gram`.
+
+    Raises:
+        ValueError: the matrices do not fit the Gram matrix, or are not (L, D_key, D).
+
+    Example:
+        >>> one = jnp.ones((1, 1, 1))
+        >>> weights = LinearAttentionWeights(one, one, one, one)
+        >>> print(read_out_row(weights, 4 * jnp.ones((1, 1))))
+        [5.]
+    """
+    if weights.query.ndim != 3:
+        message = f"weights.query has shape {weights.query.shape}; give (layers, D_key, D)"
+        raise ValueError(message)
+    _check_weights(jax.tree.map(lambda m: m[0], weights), gram.shape[-1], "the Gram matrix")
+    written = weights.projection @ weights.value  # (L, D, D)
+    looked_at = jnp.swapaxes(weights.key, -1, -2) @ weights.query
+
+    def gram_times(layer: int, v: Array) -> Array:
+        """G_l v with G_l = A G A^T of the layer before."""
+        if layer == 0:
+            return jnp.einsum("...ij,...j->...i", gram, v)
+        return forward(layer - 1, gram_times(layer - 1, backward(layer - 1, v)))
+
+    def forward(layer: int, v: Array) -> Array:
+        return v + gram_times(layer, v @ looked_at[layer].T) @ written[layer].T
+
+    def backward(layer: int, v: Array) -> Array:
+        return v + gram_times(layer, v @ written[layer]) @ looked_at[layer]
+
+    row = jnp.zeros(gram.shape[:-1], gram.dtype).at[..., -1].set(1.0)
+    for layer in reversed(range(len(written))):
+        row = backward(layer, row)
+    return row
 
 
 class LinearAttention(nn.Module):

@@ -9,7 +9,6 @@ E x⁴ / s⁴: 3 for Gaussian entries, 9/5 for uniform ones.
 import math
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
@@ -201,7 +200,7 @@ def newton_inverse(
     the place of a λ from M_0 = a S.
 
     Args:
-        eigenvalues: (..., d), positive.
+        eigenvalues: (..., d), positive; an array of NumPy or JAX.
         num_iterations: k; any shape that broadcasts with the eigenvalues.
         start_scale: a.
         start: "identity" for M_0 = a I, "gram" for a S.
@@ -210,15 +209,14 @@ def newton_inverse(
         ValueError: an unknown `start`.
 
     Example:
-        >>> print(newton_inverse(jnp.array([0.5]), 2, 1.0))  # (1 - 0.5^4) / 0.5
+        >>> print(newton_inverse(np.array([0.5]), 2, 1.0))  # (1 - 0.5^4) / 0.5
         [1.875]
     """
     if start not in ("identity", "gram"):
         message = f"start={start!r}: choose identity or gram"
         raise ValueError(message)
-    lam = jnp.asarray(eigenvalues)
-    done = start_scale * (lam if start == "identity" else lam**2)
-    return (1 - (1 - done) ** (2.0**num_iterations)) / lam
+    done = start_scale * (eigenvalues if start == "identity" else eigenvalues**2)
+    return (1 - (1 - done) ** (2.0**num_iterations)) / eigenvalues
 
 
 def gradient_descent_steps(condition: float, tolerance: float) -> int:

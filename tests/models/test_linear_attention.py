@@ -74,10 +74,15 @@ def test_the_gram_form_is_the_token_form(seed, sizes, tied):
             weights = jax.tree.map(lambda m: np.repeat(m[:1], num_layers, axis=0), weights)
         rng = np.random.default_rng(seed + 1)
         tokens = rng.normal(size=(2, num_context + 1, dim))
+        start = np.swapaxes(tokens[:, :-1], 1, 2) @ tokens[:, :-1]
         grams, queries = in_gram_form(weights, tokens, num_context)
         after, expected = in_token_form(weights, tokens, num_context)
         np.testing.assert_allclose(queries, after[:, :, -1], rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(grams, expected, rtol=1e-10, atol=1e-10)
+        if not heads:
+            row = jax.jit(linear_attention.read_out_row)(weights, start)
+            answer = np.sum(row * tokens[:, -1], axis=-1)
+            np.testing.assert_allclose(answer, queries[-1, :, -1], rtol=1e-10, atol=1e-10)
 
 
 def test_the_module_is_a_stack(key, x64):
@@ -98,6 +103,8 @@ def test_wrong_arguments_are_named():
         linear_attention.attention_stack(one, tokens, num_context=4)
     with pytest.raises(ValueError, match=r"layers on the first axis"):
         linear_attention.gram_stack(one, jnp.ones((4, 4)), tokens[0])
+    with pytest.raises(ValueError, match=r"give \(layers, D_key, D\)"):
+        linear_attention.read_out_row(one, jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="num_layers=0"):
         linear_attention.tie(one, 0)
     with pytest.raises(ValueError, match="num_context=6"):
