@@ -68,6 +68,30 @@ def probe_r_squared(eigenvalues: FloatArray, applied: FloatArray) -> float:
     return float(product**2 / squares)
 
 
+def polynomial_r_squared(eigenvalues: FloatArray, degree: int) -> float:
+    """Return the largest R² that any polynomial of a degree allows for S^-1 x.
+
+    With b_j = E tr S^(j - 1) and M_jk = E tr S^(j + k), it is b M^-1 b / E tr S^-2: also what a
+    probe gets from x, S x, ..., S^degree x together. One layer of linear attention over the inputs
+    has degree one.
+
+    Args:
+        eigenvalues: (M, D) draws of the spectrum of S.
+        degree: 0 is x alone.
+
+    Example:
+        Two eigenvalues are interpolated by a line.
+
+        >>> round(polynomial_r_squared(np.array([[1.0, 2.0]]), 1), 12)
+        1.0
+    """
+    moment = lambda power: np.mean(np.sum(eigenvalues**power, axis=1))
+    powers = range(degree + 1)
+    against = np.array([moment(j - 1.0) for j in powers])
+    gram = np.array([[moment(float(j + k)) for k in powers] for j in powers])
+    return float(against @ np.linalg.solve(gram, against) / moment(-2.0))
+
+
 def raw_input_r_squared(dim: int, num_context: int) -> float:
     """Return the R² for S^-1 x from x itself: (N - D)(N - D - 3) / ((N - 1)(N - D - 1)).
 

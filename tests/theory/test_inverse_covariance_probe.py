@@ -49,6 +49,18 @@ def test_descent_and_its_probe_written_out(samples, num_steps):
     assert abs(theory.probe_r_squared(spectra, applied) - score) < 0.02
 
 
+def test_the_best_polynomial_is_the_best(samples):
+    """By a search over the other coefficient, and no less than descent with any step."""
+    spectra, _ = samples
+    best = theory.polynomial_r_squared(spectra, 1)
+    grid = np.linspace(-1, 1, 401)
+    found = max(theory.probe_r_squared(spectra, 1 + b * spectra) for b in grid)
+    np.testing.assert_allclose(best, found, atol=1e-4)
+    assert theory.polynomial_r_squared(spectra, 3) > best
+    raw = theory.probe_r_squared(spectra, np.ones_like(spectra))
+    np.testing.assert_allclose(theory.polynomial_r_squared(spectra, 0), raw, rtol=1e-9)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="num_context=2"):
         theory.wishart_spectra(3, 2, 10, seed=0)
