@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 
-from dynamics.theory import linear_dynamics
-
 NAME = "theory_checks/in_context/mesa_layer_is_online_ridge"
 LINE = "largest error of the share that mesa leaves, first D pairs"
 NOTHING = "largest share that mesa leaves after 15 pairs and more"
-FLOOR = "share that one step leaves after many pairs, mean of seeds"
 ONE_STEP = "lowest share that one step of one size leaves, any number of pairs"
 NOISE = "error of mesa over that of the noise, last pair, mean of seeds"
 pytestmark = [pytest.mark.claims, pytest.mark.smoke_run_of(NAME), pytest.mark.timeout(900)]
@@ -57,13 +54,6 @@ def test_one_step_that_does_as_well(claim):
     outcome, red = claim.judge(role="claim", one_step=result.mesa)
     assert outcome == "fails"
     assert red == {ONE_STEP}
-
-
-def test_the_floor_of_another_dimension(claim):
-    floor = np.array(linear_dynamics.one_step_floor(2))
-    outcome, red = claim.judge(role="claim", prediction={"floor": floor})
-    assert outcome == "fails"
-    assert red == {FLOOR}
 
 
 def test_noise_below_the_noise(claim):
