@@ -1,0 +1,63 @@
+"""Sequences for attention: which of several tokens carries the answer, and which are in the way."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynamics.aliases import Array, Key
+
+
+class TokenSelection(NamedTuple):
+    """Sequences of tokens, a query for each, and what each token is worth.
+
+    Attention on tokens with weights p answers Σ_t p_t s_t, and the larger that is the better.
+    """
+
+    tokens: Array  # (N, T, D)
+    queries: Array  # (N, D)
+    scores: Array  # (N, T) s_t: label times what a fixed head reads from the token
+
+
+def token_selection(
+    key: Key, num_sequences: int, num_tokens: int, dim: int, *, head: str = "random"
+) -> TokenSelection:
+    """Return tokens and queries that are uniform on the unit sphere, and the scores of a head.
+
+    Args:
+        key: Source of all draws; tokens and queries are the same for every `head`.
+        num_sequences: N, at least 1.
+        num_tokens: T, at least 2.
+        dim: D, at least 1.
+        head: "random": labels ±1 times v·x for a unit vector v, as in Ataee Tarzanagh et al. 2023,
+            arXiv:2308.16898, section 3. "one relevant": 1 for the first token and -1 for all
+            others, which is their assumption for convergence from everywhere.
+
+    Raises:
+        ValueError: a size below its least, or an unknown `head`.
+
+    Example:
+        >>> data = token_selection(jax.random.key(0), 2, 3, 4, head="one relevant")
+        >>> print(data.tokens.shape, data.queries.shape, data.scores[0])
+        (2, 3, 4) (2, 4) [ 1. -1. -1.]
+    """
+    for name, value, least in (
+        ("num_sequences", num_sequences, 1),
+        ("num_tokens", num_tokens, 2),
+        ("dim", dim, 1),
+    ):
+        if value < least:
+            message = f"{name}={value}: give at least {least}"
+            raise ValueError(message)
+    if head not in ("random", "one relevant"):
+        message = f"head={head!r}: choose 'random' or 'one relevant'"
+        raise ValueError(message)
+    # One draw, as compiling each costs more than drawing: T tokens, a query and a label in a row.
+    vectors = jax.random.normal(key, (num_sequences + 1, num_tokens + 2, dim))
+    labels = jnp.sign(vectors[:-1, -1, :1])  # (N, 1)
+    vectors = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    tokens, queries, v = vectors[:-1, :-2], vectors[:-1, -2], vectors[-1, 0]
+    if head == "random":
+        return TokenSelection(tokens, queries, labels * (tokens @ v))
+    relevant = jnp.arange(num_tokens) == 0
+    return TokenSelection(tokens, queries, jnp.where(relevant, 1.0, -1.0) * jnp.ones_like(labels))
