@@ -136,7 +136,7 @@ def _central_point(
     identity = np.eye(matrices.shape[1])
     for _ in range(100):  # ten are usual
         total = np.tensordot(multipliers, matrices, axes=1)  # S
-        resolvent = np.linalg.inv(identity - total @ total.T)
+        resolvent = np.asarray(np.linalg.inv(identity - total @ total.T), np.float64)
         pulled = resolvent @ total
         gradient = sharpness - 2 * np.tensordot(matrices, pulled, axes=2) + 1 / multipliers
         right = np.eye(total.shape[1]) + total.T @ pulled  # (I - S^T S)^{-1}

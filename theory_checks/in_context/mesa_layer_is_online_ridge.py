@@ -20,7 +20,7 @@ import numpy as np
 from dynamics import parallel
 from dynamics.aliases import Array, Key
 from dynamics.data import in_context
-from dynamics.models import mesa_layer
+from dynamics.measure import mesa_layer
 from dynamics.theory import linear_dynamics
 from experiments import checks, contract, plotting, runner
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from dynamics.models import mesa_layer
+from dynamics.measure import mesa_layer
 
 FORMS = (None, 8, 64)  # the recursion; chunks that do not divide T; one chunk beyond T
 SIZES = 13, 4, 3  # T, K, V
