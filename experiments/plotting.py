@@ -77,7 +77,8 @@ def band(axes, x, values, *, label=None, color=None, spread: str = "interval", *
     """Draw the mean over seeds of `values` (S, T) with its 95 % interval shaded; return the line.
 
     With spread="range" the shade runs from the smallest seed to the largest instead; with
-    spread="log" mean and interval are those of the logarithm (the geometric mean).
+    spread="log" mean and interval are those of the logarithm (the geometric mean); with
+    spread="quartiles" the line is the median and the shade holds the middle half of the seeds.
     """
     mean, lower, upper = _summary(values, spread)
     (line,) = axes.plot(x, mean, label=label, color=color, **style)
@@ -133,6 +134,9 @@ def _summary(values, spread: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if spread == "log":
         mean, lower, upper = _summary(np.log(values), "interval")
         return np.exp(mean), np.exp(lower), np.exp(upper)
+    if spread == "quartiles":
+        lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+        return middle, lower, upper
     if spread == "range":
         return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
     if len(values) == 1:

@@ -85,3 +85,13 @@ def luminance(colour):
 def test_the_first_colours_differ_in_grey_too():
     levels = sorted(luminance(colour) for colour in plotting.COLOURS[:3])
     assert min(np.diff(levels)) > 0.02
+
+
+def test_quartiles_do_not_follow_one_seed_astray():
+    figure = Figure()
+    axes = figure.subplots()
+    values = np.array([[0.0], [1.0], [2.0], [3.0], [-1000.0]])
+    line = plotting.band(axes, [1], values, spread="quartiles")
+    assert line.get_ydata() == [1.0]
+    low, high = axes.collections[0].get_paths()[0].get_extents().intervaly
+    assert (low, high) == (0.0, 2.0)

@@ -228,8 +228,8 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     ratio = ratios(prediction, result)
     for axes, n, title in ((left, 0, "Frobenius"), (right, 1, "nuclear")):
         for p, name in enumerate(TRAINED):
-            plotting.band(axes, result.step[0, 0, 0], ratio[:, p, :, n], spread="range",
-                          label=f"trained {name}", color=plotting.COLOURS[p])  # fmt: skip
+            plotting.band(axes, result.step[0, 0, 0], ratio[:, p, :, n], spread="quartiles",
+                          label=f"trained {name}, median", color=plotting.COLOURS[p])  # fmt: skip
         plotting.threshold(axes, 1, label="widest possible")
         axes.set(xscale="log", xlabel="step", ylim=(-0.6, 1.1))
         axes.set_ylabel(f"margin / {title} norm, over the widest")
