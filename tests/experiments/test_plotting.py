@@ -3,6 +3,7 @@ import io
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments import plotting
