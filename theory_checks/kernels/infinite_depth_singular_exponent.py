@@ -162,6 +162,8 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
     deepest = lambda log: exponents(log, result.growth)[:, :, -1]
     nngp = deepest(result.log_nngp) / prediction.exponent[..., None] - 1
     tangent = deepest(result.log_ntk) / prediction.tangent_exponent[..., None] - 1
+    settled = result.log_nngp[:, :, -1, large, 0] - result.log_nngp[:, :, -2, large, 0]
+    apart = deepest(result.log_ntk) - deepest(result.log_nngp)
     return [
         checks.every_seed("relative error of the exponent of the NNGP, worst",
                           worst(nngp[..., small]), lower=-1e-4, upper=1e-4,
@@ -173,6 +175,13 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
         checks.every_seed("what a layer adds to the scaled NTK by the scaled NNGP, from 1",
                           worst(result.layer[..., large] - 1), lower=-1e-9, upper=1e-9,
                           why="exact once samples are nearly orthogonal; C of 1e3 times rounding"),
+        checks.every_seed("change of log NNGP / A'^2L between the last two depths, worst",
+                          worst(settled), lower=-1e-5, upper=1e-5,
+                          why="it converges as correlations die out: pilots 1.6e-7, the slope alone "
+                          "would not tell; a factor A'² a layer too many is 100"),
+        checks.every_seed("exponent of the NTK less that of the NNGP at the largest distance, worst",
+                          worst(apart[..., -1:]), lower=-0.2, upper=0.2,
+                          why="of the two, C / (L + C) is left; L r² is 80 there: pilots 0.07, 0.08"),
     ]  # fmt: skip
 
 
