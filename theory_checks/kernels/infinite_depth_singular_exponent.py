@@ -177,11 +177,11 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
                           why="exact once samples are nearly orthogonal; C of 1e3 times rounding"),
         checks.every_seed("change of log NNGP / A'^2L between the last two depths, worst",
                           worst(settled), lower=-1e-5, upper=1e-5,
-                          why="it converges as correlations die out: pilots 1.6e-7, the slope alone "
-                          "would not tell; a factor A'² a layer too many is 100"),
-        checks.every_seed("exponent of the NTK less that of the NNGP at the largest distance, worst",
+                          why="it converges as correlations die out: pilots 1.6e-7; the slope "
+                          "alone would not tell; A'² a layer too many would be 100"),
+        checks.every_seed("exponent of the NTK less that of the NNGP at the largest r, worst",
                           worst(apart[..., -1:]), lower=-0.2, upper=0.2,
-                          why="of the two, C / (L + C) is left; L r² is 80 there: pilots 0.07, 0.08"),
+                          why="C / (L + C) of the two is left, and L r² is 80: pilots 0.07, 0.08"),
     ]  # fmt: skip
 
 
