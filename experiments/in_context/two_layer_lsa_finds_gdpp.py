@@ -3,7 +3,8 @@
 Claim      Two tied layers of linear self-attention, trained from a random start on linear
            regression in context, end well below the loss of the best two steps of gradient descent
            and at that of the best GD++, which also takes the inputs to (I - γ S) x between its
-           steps. Their matrices are those of GD++: its γ and its η are read from them.
+           steps. Their matrices are those of GD++: its γ and its η are read from them. One start in
+           eighty stays in another valley, so the claim is about most networks.
 Control    Where layers can write nothing into the inputs they end far above, near the best two
            different steps of descent: below equal ones, as tied layers need not do equal steps.
 Reference  von Oswald et al. 2023, arXiv:2212.07677, section 4 and figure 3. The losses of both
@@ -28,7 +29,7 @@ from dynamics.training import clipped_adam, step, trajectory
 from experiments import checks, contract, plotting, runner
 
 PAPER_IDS = ("P36",)
-PILOT_SEEDS = (101, 102, 103)
+PILOT_SEEDS = (101, 102, 103, 104, 105)  # with 64 networks each in the last two
 VARIANCE = 1 / 12  # of a uniform entry
 METHODS = ("gradient descent", "GD++")
 
@@ -153,34 +154,44 @@ def read(stack, config: Config) -> tuple[Array, Array]:
 
 def check(config: Config, result: Result) -> list[checks.Check]:
     end, ratio = result.loss[:, -1], result.rates / result.best_rates  # (S, 2)
+    found = end / result.tied_loss[:, 1]
+
+    def most(name: str, values: np.ndarray, lower=None, upper=None, **more) -> checks.Check:
+        low = -np.inf if lower is None else lower
+        high = np.inf if upper is None else upper
+        return checks.between(f"{name}, median", np.median(values), low, high, **more)
+
     return [
         checks.stays_finite("last step with a finite loss", result.step, result.loss,
                             mend="lower learning_rate"),
-        checks.every_seed("loss / that of the best two steps of gradient descent",
-                          end / result.tied_loss[:, 0], upper=0.75,
-                          why="best GD++ has 0.706: pilots 0.706 to 0.710"),
-        checks.every_seed("loss / that of the best GD++", end / result.tied_loss[:, 1],
-                          lower=0.97, upper=1.02, why="pilots 1.002 to 1.004"),
-        checks.every_seed("loss / that of the best two different steps of gradient descent",
-                          end / result.untied_loss[:, 0], upper=0.85,
-                          why="best GD++ has 0.782: pilots 0.783 to 0.786"),
-        checks.every_seed("RMS distance from the answers of the best GD++, relative",
-                          result.difference[:, 1], upper=0.08, why="pilots 0.033 to 0.043"),
-        checks.every_seed("RMS distance from the answers of the best descent, relative",
-                          result.difference[:, 0], lower=0.2, role="control",
-                          why="pilots 0.46 to 0.47"),
-        checks.every_seed("η read from the matrices / that of the best GD++", ratio[:, 0],
-                          lower=0.95, upper=1.05, why="pilots 0.999 to 1.012"),
-        checks.every_seed("γ read from the matrices / that of the best GD++", ratio[:, 1],
-                          lower=0.95, upper=1.05, why="pilots 0.999 to 1.012"),
-        checks.every_seed("RMS of what GD++ has as zero in the matrices, relative",
-                          result.off_diagonal, upper=0.1, why="pilots 0.027 to 0.035"),
+        checks.above("share of networks within 2 % of the loss of the best GD++",
+                     np.mean(np.abs(found - 1) <= 0.02), 0.6,
+                     why="2 of 168 networks end elsewhere; three of five do once in 60 000 runs"),
+        most("loss / that of the best two steps of gradient descent",
+             end / result.tied_loss[:, 0], upper=0.75,
+             why="best GD++ has 0.706: pilots 0.706 to 0.710"),
+        most("loss / that of the best GD++", found, 0.97, 1.02, why="pilots 1.002 to 1.004"),
+        most("loss / that of the best two different steps of gradient descent",
+             end / result.untied_loss[:, 0], upper=0.85,
+             why="best GD++ has 0.782: pilots 0.783 to 0.786"),
+        most("RMS distance from the answers of the best GD++, relative",
+             result.difference[:, 1], upper=0.08, why="pilots 0.033 to 0.043"),
+        most("RMS distance from the answers of the best descent, relative",
+             result.difference[:, 0], lower=0.2, role="control", why="pilots 0.46 to 0.47"),
+        most("η read from the matrices / that of the best GD++", ratio[:, 0], 0.95, 1.05,
+             why="pilots 0.999 to 1.012"),
+        most("γ read from the matrices / that of the best GD++", ratio[:, 1], 0.95, 1.05,
+             why="pilots 0.999 to 1.012"),
+        most("RMS of what GD++ has as zero in the matrices, relative",
+             result.off_diagonal, upper=0.1, why="pilots 0.027 to 0.035"),
     ]  # fmt: skip
 
 
 def plot(config: Config, result: Result, figure) -> None:
     left, right = panels = figure.subplots(1, 2, width_ratios=[1.5, 1])
-    plotting.band(left, result.step, result.loss, label="trained, two tied layers", spread="range")
+    plotting.band(
+        left, result.step, result.loss, label="two tied layers, median", spread="quartiles"
+    )
     levels = {
         "best descent, equal steps": (result.tied_loss[:, 0], "-."),
         "best descent, two rates": (result.untied_loss[:, 0], ":"),
@@ -212,10 +223,10 @@ EXPERIMENT = contract.Experiment(
         "inputs that stay": contract.Control(
             dict(writes_inputs=False),
             breaks={
-                "loss / that of the best two steps of gradient descent": "above",
-                "loss / that of the best GD++": "above",
-                "loss / that of the best two different steps of gradient descent": "above",
-                "γ read from the matrices / that of the best GD++": "below",
+                "loss / that of the best two steps of gradient descent, median": "above",
+                "loss / that of the best GD++, median": "above",
+                "loss / that of the best two different steps of gradient descent, median": "above",
+                "γ read from the matrices / that of the best GD++, median": "below",
             },
             why="GD++ needs to change inputs",
         ),
