@@ -61,3 +61,33 @@ def token_selection(
         return TokenSelection(tokens, queries, labels * (tokens @ v))
     relevant = jnp.arange(num_tokens) == 0
     return TokenSelection(tokens, queries, jnp.where(relevant, 1.0, -1.0) * jnp.ones_like(labels))
+
+
+def majority_counts(
+    key: Key, num_sequences: int, num_tokens: int, num_classes: int, *, margin: int
+) -> tuple[Array, Array]:
+    """Return how often each class occurs (N, C) in sequences with a clear majority, and it (N,).
+
+    All but `margin` of the tokens are uniform, and the rest belong to the class that leads among
+    them (one of those, at random), so that it leads by at least `margin`.
+
+    Raises:
+        ValueError: not 1 <= margin <= num_tokens, or a size below 1.
+
+    Example:
+        >>> counts, majority = majority_counts(jax.random.key(0), 5, 20, 8, margin=4)
+        >>> print(counts.sum(axis=1), bool((counts.argmax(axis=1) == majority).all()))
+        [20 20 20 20 20] True
+    """
+    if num_sequences < 1 or num_classes < 1:
+        message = f"num_sequences={num_sequences}, num_classes={num_classes}: give at least 1"
+        raise ValueError(message)
+    if not 1 <= margin <= num_tokens:
+        message = f"margin={margin}: give 1 to num_tokens={num_tokens}"
+        raise ValueError(message)
+    free = num_tokens - margin
+    uniform = jax.random.uniform(key, (num_sequences, free + num_classes))  # one draw for both
+    tokens = jnp.floor(num_classes * uniform[:, :free]).astype(jnp.int32)
+    counts = jnp.sum(jax.nn.one_hot(tokens, num_classes, dtype=jnp.int32), axis=1)
+    majority = jnp.argmax(counts + uniform[:, free:], axis=1)
+    return counts + margin * jax.nn.one_hot(majority, num_classes, dtype=jnp.int32), majority

@@ -38,3 +38,20 @@ def test_one_relevant_token(key):
 def test_wrong_arguments_are_named(sizes, head, name):
     with pytest.raises(ValueError, match=name):
         attention_tokens.token_selection(jax.random.key(0), *sizes, head=head)
+
+
+def test_the_majority_leads_by_its_margin(key):
+    counts, majority = attention_tokens.majority_counts(key, 500, 20, 8, margin=4)
+    ordered = np.sort(counts, axis=1)
+    assert (ordered[:, -1] - ordered[:, -2]).min() == 4
+    np.testing.assert_array_equal(counts.argmax(axis=1), majority)
+    assert set(counts.sum(axis=1).tolist()) == {20}
+    share = np.bincount(majority, minlength=8) / 500
+    assert np.abs(share - 1 / 8).max() < 5 * (1 / 8 / 500) ** 0.5
+
+
+@pytest.mark.parametrize("sizes", [(1, 5, 2, 6), (1, 5, 2, 0), (0, 5, 2, 1)])
+def test_impossible_majorities_are_named(sizes):
+    *sizes, margin = sizes
+    with pytest.raises(ValueError, match="give"):
+        attention_tokens.majority_counts(jax.random.key(0), *sizes, margin=margin)
