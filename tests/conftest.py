@@ -25,7 +25,8 @@ import pytest
 
 from experiments import catalogue, checks, execution, judgement, records
 
-hypothesis.settings.register_profile("ci", derandomize=True, max_examples=20, deadline=None)
+# Where sizes are drawn each example is a compilation: few of them here, many in the deep profile.
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=12, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -70,7 +70,7 @@ def test_commands_that_the_readme_names_exist():
     text = (ROOT / "README.md").read_text()
     modules = set(re.findall(r"python -m (experiments\.\S+|theory_checks\.\S+)", text))
     assert modules <= {entry.module for entry in catalogue.walk()}
-    targets = set(re.findall(r"`?make ([a-z]+)", text))
+    targets = set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert all(f"\n{target}:" in makefile for target in targets if target not in ("and",))
