@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynamics.aliases import Array, LinearAttentionWeights
+from dynamics.aliases import Array, Key, LinearAttentionWeights
 
 __all__ = [
     "LinearAttention",
@@ -96,6 +96,19 @@ def attention_stack(weights: LinearAttentionWeights, tokens: Array, *, num_conte
         return e, e
 
     return jax.lax.scan(layer, tokens, weights)[1]
+
+
+def random_weights(key: Key, dim: int, std: float) -> LinearAttentionWeights:
+    """Return the matrices (dim, dim) of one head with entries from N(0, std²), to train from.
+
+    Example:
+        >>> weights = random_weights(jax.random.key(0), 3, 0.04)
+        >>> print(weights.query.shape, weights.projection.shape)
+        (3, 3) (3, 3)
+    """
+    return LinearAttentionWeights(
+        *(std * jax.random.normal(one, (dim, dim)) for one in jax.random.split(key, 4))
+    )
 
 
 def tie(weights: LinearAttentionWeights, num_layers: int) -> LinearAttentionWeights:

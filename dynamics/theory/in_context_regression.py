@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from dynamics.aliases import Array
 
-Filter = Callable[[Array], Array]  # eigenvalues (D,) -> the learned share of each (..., D)
+# Positive eigenvalues (D,) and the largest () -> the learned share of each (T, D).
+Filter = Callable[[Array, Array], Array]
 
 
 def gradient_descent_predictions(
@@ -44,8 +45,8 @@ def gradient_descent_predictions(
     """
     steps = _counts("num_steps", num_steps)
 
-    def learned(eigenvalues: Array) -> Array:
-        rate = 1 / _largest(eigenvalues) if learning_rate is None else learning_rate
+    def learned(eigenvalues: Array, largest: Array) -> Array:
+        rate = 1 / largest if learning_rate is None else learning_rate
         return 1 - (1 - rate * eigenvalues) ** steps[:, None]
 
     return _filtered(inputs, targets, learned)
@@ -71,8 +72,8 @@ def newton_predictions(inputs: Array, targets: Array, num_iterations: Array) -> 
     """
     iterations = _counts("num_iterations", num_iterations, at_most=30)
 
-    def learned(eigenvalues: Array) -> Array:
-        unlearned = 1 - (eigenvalues / _largest(eigenvalues)) ** 2
+    def learned(eigenvalues: Array, largest: Array) -> Array:
+        unlearned = 1 - (eigenvalues / largest) ** 2
         return 1 - unlearned ** (2.0 ** iterations[:, None])
 
     return _filtered(inputs, targets, learned)
@@ -96,11 +97,8 @@ def ridge_predictions(inputs: Array, targets: Array, ridge: float = 0.0) -> Arra
         message = f"ridge={ridge}: it cannot be negative"
         raise ValueError(message)
 
-    def learned(eigenvalues: Array) -> Array:
-        floor = eigenvalues.shape[-1] * jnp.finfo(eigenvalues.dtype).eps
-        seen = eigenvalues > floor * _largest(eigenvalues)
-        share = jnp.where(seen, eigenvalues / jnp.where(seen, eigenvalues + ridge, 1), 0)
-        return share[None]
+    def learned(eigenvalues: Array, largest: Array) -> Array:
+        return (eigenvalues / (eigenvalues + ridge))[None]
 
     return _filtered(inputs, targets, learned)[0]
 
@@ -119,19 +117,14 @@ def _filtered(inputs: Array, targets: Array, learned: Filter) -> Array:
 
     def answer(gram: Array, moment: Array, query: Array) -> Array:
         eigenvalues, basis = jnp.linalg.eigh(gram)
-        eigenvalues = jnp.maximum(eigenvalues, 0)
-        floor = eigenvalues.shape[-1] * jnp.finfo(eigenvalues.dtype).eps
-        seen = eigenvalues > floor * _largest(eigenvalues)  # rounding leaves no exact zeros
-        inverse = jnp.where(seen, 1 / jnp.where(seen, eigenvalues, 1), 0)
-        return learned(eigenvalues) * inverse @ ((basis.T @ moment) * (basis.T @ query))
+        largest = jnp.where(eigenvalues[-1] > 0, eigenvalues[-1], 1)  # 1 for the empty prefix
+        floor = len(eigenvalues) * jnp.finfo(eigenvalues.dtype).eps * largest
+        seen = eigenvalues > floor  # rounding leaves no exact zeros
+        positive = jnp.where(seen, eigenvalues, largest)
+        inverse = jnp.where(seen, learned(positive, largest) / positive, 0)
+        return inverse @ ((basis.T @ moment) * (basis.T @ query))
 
     return jax.vmap(answer, out_axes=1)(grams, moments, inputs)
-
-
-def _largest(eigenvalues: Array) -> Array:
-    """The largest eigenvalue, or 1 where all vanish (the empty prefix)."""
-    largest = eigenvalues[..., -1:]
-    return jnp.where(largest > 0, largest, 1)
 
 
 def _counts(name: str, counts: Array, at_most: int | None = None) -> Array:

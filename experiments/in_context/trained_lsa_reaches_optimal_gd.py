@@ -97,10 +97,7 @@ def train(key: Key, times: np.ndarray, config: Config) -> tuple[Array, ...]:
     data = draw(train_key, config.num_train, config.label_shift)
     test = draw(test_key, config.num_test, config.label_shift)
     right = draw(test_key, config.num_test, 0)  # the same tasks, as descent should see them
-    shape = (config.dim + 1, config.dim + 1)
-    start = linear_attention.LinearAttentionWeights(
-        *(config.init_std * jax.random.normal(key, shape) for key in jax.random.split(init_key, 4))
-    )
+    start = linear_attention.random_weights(init_key, config.dim + 1, config.init_std)
     optimiser = clipped_adam.clipped_adam(config.learning_rate, config.num_steps, clip=config.clip)
     update = step.minibatch_step(loss, optimiser, data, config.batch_size, with_replacement=True)
     losses, state = trajectory.record_with_state(

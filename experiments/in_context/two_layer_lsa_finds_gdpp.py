@@ -104,10 +104,7 @@ def train(key: Key, writes: Array, rates: Array, times: np.ndarray, config: Conf
     draw = lambda key, num: regression_grams.uniform_tasks(key, num, config.num_context, config.dim)
     data, test = draw(train_key, config.num_train), draw(test_key, config.num_test)
     dim = config.dim + 1
-    start = linear_attention.LinearAttentionWeights(
-        *(config.init_std * jax.random.normal(key, (dim, dim))
-          for key in jax.random.split(init_key, 4))
-    )  # fmt: skip
+    start = linear_attention.random_weights(init_key, dim, config.init_std)
     allowed = jnp.where(jnp.arange(dim) < config.dim, writes, 1.0)[:, None]
 
     def stack(weights):
