@@ -67,6 +67,7 @@ def plan(
     x2: Array | None,
     outputs: str,
     form: str | None = None,
+    own_pairs: bool = False,
 ) -> Plan:
     """Return how to get the rows of every leaf for a kernel of `x1` and `x2`.
 
@@ -77,6 +78,7 @@ def plan(
         x2: (N2, ...) likewise, None for `x1` again.
         outputs: "mean" or "full".
         form: ROWS, GRADIENTS or PAIRS for all layers that can take it, in place of the cheapest.
+        own_pairs: Whether only products of a sample with itself are wanted.
 
     Raises:
         ValueError: the output of `apply_fn` is not (N, K) or (N,).
@@ -95,6 +97,7 @@ def plan(
     program = linear_layers.written_out(jax.make_jaxpr(one_sample)(values, sample))
     num_samples = len(x1) + (0 if x2 is None else len(x2))
     num_pairs = len(x1) * (len(x1) / 2 if x2 is None else len(x2))
+    num_pairs = len(x1) if own_pairs else num_pairs
     leaves = [Leaf(ROWS, int(value.size), None, leaf) for leaf, value in enumerate(values)]
     layers = {} if form == ROWS else linear_layers.find(program, len(values))
     for leaf, layer in layers.items():

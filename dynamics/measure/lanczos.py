@@ -9,6 +9,10 @@ import numpy as np
 
 from dynamics.aliases import Array, Key
 
+PART = 8  # rows of a basis that are read at a time
+# Entries of a basis from which it is read in parts: 16 MB in single precision, about a cache.
+MANY = 2**22
+
 
 class Tridiagonal(NamedTuple):
     """Q A Q^T = T after m iterations, in exact arithmetic A Q^T = Q^T T + remainder e_m^T."""
@@ -37,31 +41,74 @@ def tridiagonalise(
     Reference: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3.
     """
     epsilon = float(np.finfo(start.dtype).eps)
+    is_long = num_iterations * start.size >= MANY
     basis = jnp.zeros((num_iterations, start.size), start.dtype)
 
     def iterate(carry: Any, index: Array) -> tuple[Any, Any]:
-        basis, vector, scale = carry
+        basis, vector, coupling, scale = carry
         basis = basis.at[index].set(vector)
         image = matvec(vector).astype(start.dtype)
         diagonal = jnp.dot(vector, image, precision="highest")
-        remainder = orthogonalise(basis, image)
+        if is_long:
+            image = image - diagonal * vector - coupling * basis[jnp.maximum(index - 1, 0)]
+        clean = lambda vector: (
+            orthogonalise_in_parts(basis, vector, index + 1)
+            if is_long
+            else orthogonalise(basis, vector)
+        )
+        remainder = clean(image)
         norm = jnp.linalg.norm(remainder)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), norm))
         exhausted = norm <= 10 * epsilon * scale
 
         def afresh() -> Array:
             drawn = jax.random.normal(jax.random.fold_in(key, index), start.shape, start.dtype)
-            drawn = orthogonalise(basis, drawn)
+            drawn = clean(drawn)
             return drawn / jnp.maximum(jnp.linalg.norm(drawn), float(np.finfo(start.dtype).tiny))
 
         following = jax.lax.cond(
             exhausted, afresh, lambda: remainder / jnp.where(exhausted, 1, norm)
         )
-        return (basis, following, scale), (diagonal, jnp.where(exhausted, 0, norm))
+        coupling = jnp.where(exhausted, 0, norm)
+        return (basis, following, coupling, scale), (diagonal, coupling)
 
-    carry = (basis, start, jnp.zeros((), start.dtype))
-    (basis, _, _), entries = jax.lax.scan(iterate, carry, jnp.arange(num_iterations))
+    nothing = jnp.zeros((), start.dtype)
+    carry: Any = (basis, start, nothing, nothing)
+    (basis, *_), entries = jax.lax.scan(iterate, carry, jnp.arange(num_iterations))
     return Tridiagonal(basis, *entries)
+
+
+def three_term(
+    matvec: Callable[[Array], Array], start: Array, *, num_iterations: int
+) -> tuple[Array, Array]:
+    """Return diagonal (m,) and off-diagonal (m,) of T by the recurrence alone, no basis kept.
+
+    Arguments and the layout of T are those of `tridiagonalise`. Rounding lets eigenvalues that
+    have converged come back; where the space is exhausted the couplings that follow are 0.
+    """
+    tiny = float(np.finfo(start.dtype).tiny)
+    epsilon = float(np.finfo(start.dtype).eps)
+
+    def iterate(carry: Any, _: Any) -> tuple[Any, Any]:
+        before, vector, coupling, scale = carry
+        image = matvec(vector).astype(start.dtype) - coupling * before
+        diagonal = jnp.dot(vector, image, precision="highest")
+        remainder = image - diagonal * vector
+        norm = jnp.linalg.norm(remainder)
+        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), norm))
+        norm = jnp.where(norm <= 10 * epsilon * scale, 0, norm)
+        following = jnp.where(norm > 0, remainder / jnp.maximum(norm, tiny), 0)
+        return (vector, following, norm, scale), (diagonal, norm)
+
+    nothing = jnp.zeros((), start.dtype)
+    carry: Any = (jnp.zeros_like(start), start, nothing, nothing)
+    return jax.lax.scan(iterate, carry, length=num_iterations)[1]
+
+
+def as_matrix(diagonal: Array, off_diagonal: Array) -> Array:
+    """Return T (m, m); the last of `off_diagonal` (m,) leads out of it."""
+    beside = off_diagonal[:-1]
+    return jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
 
 
 def ritz_pairs(tridiagonal: Tridiagonal, *, num: int, which: str) -> tuple[Array, Array, Array]:
@@ -78,8 +125,7 @@ def ritz_pairs(tridiagonal: Tridiagonal, *, num: int, which: str) -> tuple[Array
         which: "largest" or "smallest" (algebraic), or "magnitude".
     """
     basis, diagonal, off = tridiagonal
-    matrix = jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
-    values, small_vectors = jnp.linalg.eigh(matrix)
+    values, small_vectors = jnp.linalg.eigh(as_matrix(diagonal, off))
     ranked = {"largest": -values, "smallest": values, "magnitude": -jnp.abs(values)}[which]
     chosen = jnp.argsort(ranked)[:num]
     small = small_vectors[:, chosen].T  # (num, m)
@@ -96,3 +142,27 @@ def orthogonalise(basis: Array, vector: Array) -> Array:
         overlaps = jnp.matmul(basis, vector, precision="highest")
         vector = vector - jnp.matmul(overlaps, basis, precision="highest")
     return vector
+
+
+def orthogonalise_in_parts(basis: Array, vector: Array, num_rows: Array) -> Array:
+    """Return the same, with the first `num_rows` rows alone and a few of them at a time.
+
+    A long basis comes from memory, which can take longer than the product with the matrix: rows to
+    come are left out, and a second pass is made only where the first took away more than half
+    of the square, and so may have left rounding behind.
+
+    Reference: Daniel, Gragg, Kaufman and Stewart 1976, section 4.
+    """
+    size = min(PART, len(basis))
+
+    def part(index: Array, vector: Array) -> Array:
+        # The last part may overlap the one before, whose rows are gone from the vector.
+        start = jnp.minimum(index * size, len(basis) - size)
+        rows = jax.lax.dynamic_slice_in_dim(basis, start, size)
+        overlaps = jnp.matmul(rows, vector, precision="highest")
+        return vector - jnp.matmul(overlaps, rows, precision="highest")
+
+    once = lambda vector: jax.lax.fori_loop(0, (num_rows + size - 1) // size, part, vector)
+    cleaned = once(vector)
+    much = jnp.sum(cleaned**2) < 0.5 * jnp.sum(vector**2)
+    return jax.lax.cond(much, once, lambda vector: vector, cleaned)

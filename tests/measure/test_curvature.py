@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from dynamics.measure import curvature
+from dynamics.measure import curvature, hessian_trace
 
 SAMPLES = 11
 
@@ -219,15 +220,136 @@ def test_under_vmap_jit_and_scan(problem, key):
     np.testing.assert_allclose(followed, exact, rtol=1e-3)
 
 
-def test_trace_estimates_and_their_errors_are_calibrated(problem, key):
+@pytest.mark.parametrize(("method", "num_probes"), [("hutchinson", 40), ("xtrace", 9)])
+def test_trace_estimates_and_their_errors_are_calibrated(problem, key, method, num_probes):
     """z-scores over 30 keys: mean within four standard errors of 0, spread near 1."""
     loss, _, params, _ = losses(problem)
     exact = np.trace(dense_hessian(loss, params))
-    estimate = lambda key: curvature.hessian_trace(loss, params, key=key, num_probes=40)
+    estimate = lambda key: curvature.hessian_trace(
+        loss, params, key=key, num_probes=num_probes, method=method
+    )
     found = jax.jit(jax.vmap(estimate))(jax.random.split(key, 30))
     z = np.asarray((found.mean - exact) / found.standard_error)
     assert abs(z.mean()) < 4 / np.sqrt(30)
     assert 0.5 < z.std(ddof=1) < 1.5
+
+
+def test_xtrace_pays_where_a_few_outliers_rule(key):
+    """On outliers above a small bulk its error is a tenth of that of as many products."""
+    scales = jnp.concatenate([jnp.array([10.0, 8.0, 5.0]), jnp.full(77, 0.01)])
+    rotation = jnp.linalg.qr(jax.random.normal(key, (80, 80)))[0]
+    loss = lambda params: jnp.sum(scales * (rotation @ params) ** 2) / 2
+    errors = {}
+    for method, num_probes in (("hutchinson", 24), ("xtrace", 12)):
+        estimate = lambda key, method=method, num_probes=num_probes: curvature.hessian_trace(
+            loss, jnp.zeros(80), key=key, num_probes=num_probes, method=method
+        )
+        found = jax.jit(jax.vmap(estimate))(jax.random.split(key, 30)).mean
+        errors[method] = np.sqrt(np.mean((np.asarray(found) - 23.77) ** 2))
+    assert errors["xtrace"] < 0.1 * errors["hutchinson"]
+
+
+def test_second_derivatives_are_those_of_the_products(problem, key):
+    loss, on_data, params, data = losses(problem)
+    flat, unravel = ravel_pytree(params)
+    vector = unravel(jax.random.normal(key, flat.shape))
+    expected = ravel_pytree(vector)[0] @ dense_hessian(loss, params) @ ravel_pytree(vector)[0]
+    for batch_size in (None, 4):
+        along = curvature.second_derivative(on_data, params, data, batch_size)
+        np.testing.assert_allclose(along(vector), expected, rtol=1e-12)
+
+
+@jax.custom_vjp
+def cubed(x):
+    return x**3
+
+
+cubed.defvjp(lambda x: (x**3, x), lambda x, cotangent: (3 * x**2 * cotangent,))
+
+
+def test_losses_with_reverse_derivatives_alone_are_measured_too(key):
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(cubed, (1.0,), (1.0,))
+    found = curvature.hessian_trace(
+        lambda params: jnp.sum(cubed(params)), jnp.array([1.0, 2.0]), key=key, num_probes=3
+    )
+    np.testing.assert_allclose(found.mean, 18, rtol=1e-6)
+
+
+def test_signs_are_fair_and_independent(key):
+    signs = hessian_trace.random_signs(key, jnp.zeros((100, 330)))
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    overlap = np.asarray(signs @ signs.T) / 330**0.5  # off the diagonal of variance 1
+    off = overlap[np.triu_indices(100, 1)]
+    assert abs(off.mean()) < 5 / len(off) ** 0.5
+    assert abs(off.var() - 1) < 0.1
+    assert abs(np.asarray(signs).mean()) < 5 / signs.size**0.5
+
+
+def test_a_block_has_the_block_of_the_hessian(problem, key):
+    loss, on_data, params, data = losses(problem)
+    named = {"first": params[0], "second": {"kernel": params[1][0], "bias": params[1][1]}}
+    again = lambda tree: [tree["first"], (tree["second"]["kernel"], tree["second"]["bias"])]
+    whole = dense_hessian(lambda tree: loss(again(tree)), named)  # leaves: first/w, bias, kernel
+    for block, rows in (("second", slice(12, 22)), ("bias", slice(12, 14)),
+                        (lambda path: path.endswith("w"), slice(0, 12))):  # fmt: skip
+        fn, free = curvature.restrict(lambda tree, data: on_data(again(tree), data), named, block)
+        product = curvature.hessian_vector_product(fn, free, data, 4)
+        np.testing.assert_allclose(dense(product, free), whole[rows, rows], atol=1e-12)
+    with pytest.raises(ValueError, match=r"'ker'.*second/kernel"):
+        curvature.restrict(loss, named, "ker")
+
+
+def test_preconditioned_eigenvalues_are_those_of_the_product(problem, key):
+    loss, _, params, _ = losses(problem)
+    matrix = dense_hessian(loss, params)
+    flat, unravel = ravel_pytree(params)
+    moments = jax.random.uniform(key, flat.shape, minval=0.1)
+    preconditioner = curvature.adam_preconditioner(unravel(moments), 3, b1=0.8, b2=0.9, eps=0.01)
+    diagonal = (1 - 0.8**3) * (np.sqrt(moments / (1 - 0.9**3)) + 0.01)
+    expected = np.sort(np.linalg.eigvals(matrix / diagonal[:, None]).real)[::-1][:2]
+    found = curvature.top_eigenpairs(
+        *curvature.preconditioned_loss(loss, params, preconditioner), key=key, num=2
+    )
+    np.testing.assert_allclose(found.values, expected, rtol=1e-9)
+    with pytest.raises(ValueError, match="not positive"):
+        curvature.preconditioned_loss(loss, params, unravel(moments * 0))
+    with pytest.raises(ValueError, match="preconditioner: shapes"):
+        curvature.preconditioned_loss(loss, params, moments)
+    with pytest.raises(ValueError, match="count=0"):
+        curvature.adam_preconditioner(params, 0)
+
+
+def test_preconditioners_are_what_optax_divides_by(key):
+    """One more step on a frozen second moment moves by the running mean over P."""
+    gradient = jax.random.normal(key, (5,))
+    adam, rms = optax.scale_by_adam(b1=0.8, b2=0.99, eps=0.01), optax.scale_by_rms(eps=0.01)
+    state = adam.init(gradient)
+    for _ in range(4):
+        update, state = adam.update(gradient, state)
+    found = curvature.adam_preconditioner(state.nu, state.count, b1=0.8, b2=0.99, eps=0.01)
+    np.testing.assert_allclose(update, state.mu / found, rtol=1e-5)
+    update, state = rms.update(gradient, rms.init(gradient))
+    found = curvature.rmsprop_preconditioner(state.nu, eps=0.01)
+    np.testing.assert_allclose(update, gradient / found, rtol=1e-5)
+
+
+def test_what_is_not_finite_is_named(key):
+    params = {"good": jnp.ones(2), "bad": jnp.zeros(2)}
+    rooted = lambda params: jnp.sum(params["good"] ** 2) + jnp.sum(jnp.sqrt(params["bad"]))
+    kinked = lambda params: jnp.sum(params["good"] ** 2) + jnp.sum(params["bad"] ** 1.5)
+    options = dict(key=key, num_probes=2)
+    calls = (
+        lambda loss: curvature.hessian_trace(loss, params, **options),
+        lambda loss: curvature.hessian_diagonal(loss, params, **options),
+        lambda loss: curvature.top_eigenpairs(loss, params, key=key, num=1),
+        lambda loss: curvature.hessian_vector_product(loss, params)(params),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"gradient not finite in \['bad'\]"):
+            call(rooted)
+        with pytest.raises(ValueError, match="second derivatives are not finite"):
+            call(kinked)
 
 
 def test_trace_with_batches_is_that_without(problem, key):
@@ -289,6 +411,10 @@ def test_bad_arguments_are_named(change, error, named):
 def test_other_bad_arguments_are_named():
     with pytest.raises(ValueError, match="num_probes=1"):
         curvature.hessian_trace(LOSS, PARAMS, key=jax.random.key(0), num_probes=1)
+    with pytest.raises(ValueError, match="method='exact'"):
+        curvature.hessian_trace(LOSS, PARAMS, key=jax.random.key(0), num_probes=2, method="exact")
+    with pytest.raises(ValueError, match="num_probes=4"):
+        curvature.hessian_trace(LOSS, PARAMS, key=jax.random.key(0), num_probes=4, method="xtrace")
     with pytest.raises(ValueError, match="likelihood"):
         curvature.fisher_vector_product(None, PARAMS, DATA, likelihood="poisson")
     with pytest.raises(ValueError, match="data"):
