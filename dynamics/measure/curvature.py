@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.measure import batching, hessian_products, lanczos
+from dynamics.measure.convolutions import convolutions_as_products
 from dynamics.measure.exact_trace import (
     exact_hessian_diagonal,
     exact_hessian_trace,
@@ -39,6 +40,7 @@ __all__ = [
     "Eigenpairs",
     "TraceEstimate",
     "adam_preconditioner",
+    "convolutions_as_products",
     "empirical_fisher_vector_product",
     "exact_hessian_diagonal",
     "exact_hessian_trace",

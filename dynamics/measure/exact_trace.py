@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.aliases import ApplyFn, Array, Params
-from dynamics.measure import batching, gram, jacobian_rows, linear_layers, piecewise_linear
+from dynamics.measure import (
+    batching,
+    convolutions,
+    gram,
+    jacobian_rows,
+    linear_layers,
+    piecewise_linear,
+)
 from dynamics.measure.jacobian_rows import BIAS, GRADIENTS, PAIRS, VECTOR, Factors, Leaf, Plan
 
 OutputLoss = Callable[[Array, Any], Array]
@@ -169,6 +176,7 @@ def _each_leaf(
 ) -> list[Array]:
     """Return, leaf by leaf, the sum over samples of `contract(plan, number, rows, curvatures)`."""
     params, x, _ = gram.checked(params, x, None, "full")
+    apply_fn = convolutions.suited_to_device(apply_fn)  # a quarter of the time on a CPU
     planned = lambda x: jacobian_rows.plan(apply_fn, params, x, None, "full", form, own_pairs=True)
     if batch_size is None:
         batch_size = min(len(x), gram.in_flight(planned(x)))

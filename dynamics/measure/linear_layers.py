@@ -10,6 +10,7 @@ with a shift, zero, added to what each layer puts out.
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,28 +118,48 @@ def evaluate(
 
     Returns the outputs and, for the same equations, their operands, of which one is the matrix.
     """
-    known: dict[int, Any] = dict(enumerate(arguments))
     operands_of: dict[int, Any] = {}
+
+    def shift(index: int, operands: list[Any]) -> Any:
+        if index not in shifts:
+            return None
+        operands_of[index] = operands
+        return _bound(program.equations[index].source, operands)[0] + shifts[index]
+
+    return run(program, arguments, shift), operands_of
+
+
+def run(
+    program: Program, arguments: list[Any], replace: Callable[[int, list[Any]], Any]
+) -> list[Any]:
+    """Return the outputs of a program; `replace(index, operands)` may stand in for an equation.
+
+    It returns the one output of that equation, or None to leave it as it is.
+    """
+    known: dict[int, Any] = dict(enumerate(arguments))
     read = lambda name: name.value if isinstance(name, Known) else known[name]
     for index, equation in enumerate(program.equations):
         operands = [read(name) for name in equation.inputs]
-        primitive = equation.source.primitive
-        bound = primitive.get_bind_params(equation.source.params)
-        functions, options = bound if isinstance(bound, tuple) else ((), bound)  # JAX < 0.10
-        results = primitive.bind(*functions, *operands, **options)
-        results = results if primitive.multiple_results else [results]
-        if index in shifts:
-            results = [results[0] + shifts[index]]
-            operands_of[index] = operands
+        replaced = replace(index, operands)
+        results = _bound(equation.source, operands) if replaced is None else [replaced]
         known.update(zip(equation.outputs, results, strict=True))
-    return [read(name) for name in program.outputs], operands_of
+    return [read(name) for name in program.outputs]
+
+
+def _bound(source: Any, operands: list[Any]) -> list[Any]:
+    """Return the outputs of one operation."""
+    primitive = source.primitive
+    bound = primitive.get_bind_params(source.params)
+    functions, options = bound if isinstance(bound, tuple) else ((), bound)  # JAX < 0.10
+    results = primitive.bind(*functions, *operands, **options)
+    return list(results) if primitive.multiple_results else [results]
 
 
 def layer_inputs(layer: Layer, program: Program, operands: list[Array]) -> Array:
     """Return what the matrix is applied to, (P, I), from the operands of its equation."""
     source = program.equations[layer.equation].source
     if layer.is_convolution:
-        return _windows(operands[0], source)
+        return windows(operands[0], source)
     other = 1 - layer.operand
     contracted = list(source.params["dimension_numbers"][0][other])
     free = [axis for axis in range(operands[other].ndim) if axis not in contracted]
@@ -224,8 +245,8 @@ def _with_bias(
     return layer
 
 
-def _windows(x: Array, source: Any) -> Array:
-    """The windows of a convolution, (P, I); their entries in one order, whichever it is."""
+def windows(x: Array, source: Any) -> Array:
+    """Return the windows (P, I) of a convolution: of each, position by position, all channels."""
     params = source.params
     numbers = params["dimension_numbers"]
     spatial = [source.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]

@@ -19,8 +19,8 @@ from dynamics.measure.linear_layers import Known, Program
 # Every operand counts: a sum of functions linear in a leaf, or one of them, entry by entry.
 LINEAR = (
     *("add", "add_any", "concatenate", "convert_element_type", "copy", "copy_p", "cumsum"),
-    *("max", "min", "neg", "pad", "real", "reduce_max", "reduce_min", "reduce_sum"),
-    *("reduce_window_max", "reduce_window_sum", "rev", "slice", "split", "sub", "abs", "clamp"),
+    *("clamp", "max", "min", "neg", "pad", "real", "reduce_max", "reduce_min", "reduce_sum"),
+    *("reduce_window_max", "reduce_window_sum", "rev", "slice", "split", "stack", "sub", "abs"),
     *("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "reduce_precision"),
 )
 BILINEAR = ("mul", "dot_general", "conv_general_dilated")
