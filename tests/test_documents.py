@@ -44,6 +44,18 @@ def test_the_kernel_trajectories_of_the_guide(which, times):
     assert trained, "the kernel of a network that learns turns towards the targets"
 
 
+def test_the_run_of_the_guide_to_curvature(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    (code,) = blocks("docs/curvature.md")
+    exec(code, space)
+    found = space["found"]
+    assert found.sharpness.shape == (5, 2)
+    assert found.sharpness[-1, 0] > 1.2 * found.sharpness[0, 0], "learning sharpens"
+    difference = found.trace.mean[-1] - space["exact"]
+    assert abs(difference) < 5 * found.trace.standard_error[-1]
+
+
 def test_the_example_of_the_guide_is_a_claim_that_holds(tmp_path, monkeypatch):
     (code,) = blocks("CONTRIBUTING.md")
     path = tmp_path / "theory_checks" / "noise" / "stationary_variance.py"
