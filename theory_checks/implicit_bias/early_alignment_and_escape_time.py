@@ -6,7 +6,7 @@ Claim      On separated classes, from weights of scale ε, every neuron of a two
            ln(ε / ε') / ln(1 + η |x| / 2) steps later when ε' is the scale, x the sum of the inputs
            of the class. The weights end with rank two but for a third singular value that goes
            as ε, and the loss then falls at least as fast as 1/t.
-Control    With shuffled labels neurons never align; from ε = 1 the loss falls before they do, and
+Control    With shuffled labels neurons never align; from ε = 0.3 the loss falls before they do, and
            the weights keep their rank.
 Reference  Min, Mallada and Vidal 2023, arXiv:2307.12851 (alignment, O(1/t), stable rank at most
            2); the delay, exact in the step size, and the third singular value are derived here.
@@ -27,8 +27,10 @@ from dynamics.training import trajectory
 from experiments import checks, contract, plotting, runner
 
 PAPER_IDS = ("P197",)
-PILOT_SEEDS = (101, 102, 103)
-LARGE = 1.0  # the scale of the control within the run, after all others
+PILOT_SEEDS = (101, 102, 103, 104, 105, 106)
+# The scale of the control within the run, after all others: a start of one is so steep that the
+# first step may kill all neurons.
+LARGE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +185,11 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
                           why="1 / (t ln t) for a network of degree two"),
         checks.every_seed("late power of time in the loss, lowest", late.min(axis=1), lower=-1.5,
                           why="ln t adds 1 / ln t, where time counts from the escape"),
-        checks.every_seed("ε = 1: first escape over alignment",
+        checks.every_seed("ε = 0.3: first escape over alignment",
                           result.escape[:, -1].min(axis=1) / aligned[:, -1], upper=0.5,
                           role="control", why="no saddle to leave"),
-        checks.every_seed("ε = 1: stable rank", stable[:, -1], lower=1.6, role="control",
-                          why="most of the start is still there; pilots 2.6 to 3.4"),
+        checks.every_seed("ε = 0.3: stable rank", stable[:, -1], lower=1.6, role="control",
+                          why="most of the start is there: 1.9 or more in 300 draws of numpy's"),
     ]  # fmt: skip
 
 
