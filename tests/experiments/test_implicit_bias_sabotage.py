@@ -244,4 +244,7 @@ class TestAlignment:
         }
         outcome, red = claim.judge(**same)
         assert outcome == "fails"
-        assert red == {"ε = 0.3: first escape over alignment", "ε = 0.3: stable rank"}
+        assert red == {
+            "ε = 0.3: first escape over alignment",
+            "ε = 0.3: third singular value over the first",
+        }

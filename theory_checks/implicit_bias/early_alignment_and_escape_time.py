@@ -60,7 +60,7 @@ class Result(NamedTuple):
         Array  # (S, E + 1, T) share of neurons that respond to their class alone, dead ones out
     )
     escape: Array  # (S, E + 1, 2) step at which the loss of the class is half of what it was
-    singular: Array  # (S, E + 1, 4) largest singular values of the first layer in the end
+    singular: Array  # (S, E + 1, D) singular values of the first layer in the end, descending
 
 
 def data(key: Key, config: Config) -> tuple[Array, Array]:
@@ -132,7 +132,7 @@ def train(keys: Key, shuffled: Array, scale: Array, config: Config) -> tuple[Arr
     )
     share = (loss / loss[0]).T  # (2, T)
     escape = grokking.first_crossing(times(config), share, 0.5, direction="below")
-    return loss, aligned, escape, jnp.linalg.svd(weights, compute_uv=False)[:4]
+    return loss, aligned, escape, jnp.linalg.svd(weights, compute_uv=False)
 
 
 def alignment(config: Config, result: Result) -> np.ndarray:
@@ -188,8 +188,10 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
         checks.every_seed("ε = 0.3: first escape over alignment",
                           result.escape[:, -1].min(axis=1) / aligned[:, -1], upper=0.5,
                           role="control", why="no saddle to leave"),
-        checks.every_seed("ε = 0.3: stable rank", stable[:, -1], lower=1.6, role="control",
-                          why="most of the start is there: 1.9 or more in 300 draws of numpy's"),
+        checks.every_seed("ε = 0.3: third singular value over the first",
+                          result.singular[:, -1, 2] / result.singular[:, -1, 0], lower=0.1,
+                          role="control",
+                          why="the start is still there: 0.36 to 0.82 in 120 draws of numpy's"),
     ]  # fmt: skip
 
 
