@@ -1,0 +1,1 @@
+"""The curvature of a loss: its inverse, its flat directions, and what step sizes it allows."""
