@@ -236,21 +236,21 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     number = np.arange(1, WIDTH + 1)
     for i, name in enumerate(NETWORKS):
         plotting.theory(left, number, prediction.values[0, i, 0],
-                        label=None if i else "as written (modules apart)")  # fmt: skip
+                        label=None if i else "as written")  # fmt: skip
         left.plot(number, result.values[0, i, -1, 0], plotting.MARKERS[i],
                   color=plotting.COLOURS[i], label=f"{name}, rewritten")  # fmt: skip
     left.set(yscale="log", xlabel="number of the eigenvalue", title="first layer, one seed")
     left.set(ylabel="eigenvalue of (covariance) (E[J$^T$J])")
     left.legend(loc="lower left")
-    leakage = np.maximum(result.leakage.mean(axis=(3, 5)), 1e-30)  # (S, F, C, B)
+    leakage = np.maximum(result.leakage.mean(axis=(3, 5)), 1e-17)  # (S, F, C, B)
     for b, name in enumerate(BASES):
         plotting.points(middle, config.conditions, leakage[:, 0, :, b], spread="log", label=name,
                         color=plotting.COLOURS[b], marker=plotting.MARKERS[b])  # fmt: skip
     plotting.points(middle, config.conditions, leakage[:, 1, :, 2], spread="log", marker="D",
                     color=plotting.COLOURS[3], label="the last, no modules")  # fmt: skip
-    middle.set(xscale="log", yscale="log", xlabel="condition number of the hiding matrix")
-    middle.set(ylabel="variance left by the module, mean", ylim=(None, 1e8))
-    middle.legend(loc="upper left")
+    middle.set(xscale="log", yscale="log", xlabel="condition of the hiding matrix")
+    middle.set(ylabel="variance left by the module, mean")
+    middle.legend(loc="center")
     pictures = []
     for b in range(len(BASES)):
         before, after = (np.argsort(result.module[0, 0, -1, layer, b]) for layer in (0, 1))

@@ -34,10 +34,10 @@ SIZES = ((16, 280), (32, 280), (64, 280), (32, 560))  # (m, d) whose operations 
 @dataclasses.dataclass(frozen=True)
 class Config:
     input_dim: int = 6
-    width: int = 24  # of the network: d = 24 (6 + 1)
-    num_gradients: int = 24  # m
+    width: int = 16  # of the network: d = 16 (6 + 1); LAPACK's threads stall on larger systems
+    num_gradients: int = 16  # m
     dampings: tuple[float, ...] = (1e-5, 1e-3, 1e-1)
-    slides: tuple[int, ...] = (0, 1, 30, 72)  # gradients the window has taken at each look
+    slides: tuple[int, ...] = (0, 1, 20, 48)  # gradients the window has taken at each look
     num_seeds: int = 10
     seed: int = 1
 
@@ -215,7 +215,7 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
     unit = epsilon * kappa[..., None]
     least = lambda array: array.reshape(len(array), -1).min(axis=1)
     diagonal = relative(result.diagonal, prediction.diagonal)
-    most, why = config.num_gradients, "m terms, each rounded to ε κ of the sum; pilots 5 at m = 32"
+    most, why = config.num_gradients, "m terms, each rounded to ε κ of the sum; pilots 5.1"
     shows = "the control must be seen; pilots 0.03, and 20"
     return [
         checks.every_seed("error of the static recursion over ε κ, largest",
@@ -256,7 +256,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
         line = epsilon * prediction.condition[:, 0, :, 0].mean(axis=0)
         plotting.theory(left, config.dampings, line, label=None if i else "ε κ")
     left.set(xscale="log", yscale="log", xlabel="damping λ", title="Gaussian gradients")
-    left.set(ylabel="relative error of F$^{-1}$x", ylim=(1e-17, 1e6))
+    left.set(ylabel="relative error of F$^{-1}$x", ylim=(1e-17, 1e10))
     left.legend(loc="upper right")
     unit = np.finfo(np.float64).eps * prediction.condition[..., None]
     for k in range(kinds):
@@ -293,7 +293,7 @@ EXPERIMENT = contract.TheoryCheck(
     predict=predict,
     resolution=1e-9,
     precision="float64",
-    smoke=dict(num_seeds=5, width=15, num_gradients=16, slides=(0, 1, 20)),
+    smoke=dict(num_seeds=5, slides=(0, 1, 20)),
 )
 
 if __name__ == "__main__":

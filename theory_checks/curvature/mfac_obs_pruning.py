@@ -228,8 +228,12 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     for i, c in enumerate((0, 2, 3)):
         at = i + np.linspace(-0.2, 0.2, len(rank))
         right.plot(at, rank[:, c], plotting.MARKERS[i], color=plotting.COLOURS[i])
-    right.set_xticks(range(3), ["even noise", "halves,\neven noise", "halves,\nuneven noise"])
-    right.set(ylabel="rank correlation with the labels' Fisher", xlim=(-0.5, 2.5))
+    right.set_xticks(range(3), ["even", "halves, even", "halves, uneven"])
+    right.set(
+        xlabel="noise of the labels",
+        ylabel="rank correlation with the labels' Fisher",
+        xlim=(-0.5, 2.5),
+    )
     plotting.label_panels(panels)
 
 
