@@ -240,7 +240,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
         left.plot(number, result.values[0, i, -1, 0], plotting.MARKERS[i],
                   color=plotting.COLOURS[i], label=f"{name}, rewritten")  # fmt: skip
     left.set(yscale="log", xlabel="number of the eigenvalue", title="first layer, one seed")
-    left.set(ylabel="eigenvalue of (covariance) (E[J$^T$J])")
+    left.set(ylabel="eigenvalue of (covariance) (E[J$^T$J])", ylim=(1e-12, None))
     left.legend(loc="lower left")
     leakage = np.maximum(result.leakage.mean(axis=(3, 5)), 1e-17)  # (S, F, C, B)
     for b, name in enumerate(BASES):

@@ -228,7 +228,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     for i, c in enumerate((0, 2, 3)):
         at = i + np.linspace(-0.2, 0.2, len(rank))
         right.plot(at, rank[:, c], plotting.MARKERS[i], color=plotting.COLOURS[i])
-    right.set_xticks(range(3), ["even", "halves, even", "halves, uneven"])
+    right.set_xticks(range(3), ["even", "even\n(halves)", "uneven\n(halves)"])
     right.set(
         xlabel="noise of the labels",
         ylabel="rank correlation with the labels' Fisher",
