@@ -41,7 +41,7 @@ def hessian_trace(positive: Any, negative: Any, inputs: Any) -> Any:
         negative: w-, (..., D).
         inputs: (N, D).
 
-    Reference: Wu and Su 2023, arXiv:2305.17490, section 5, for products a b.
+    Reference: Wu and Su 2023, arXiv:2305.17490, for products a b.
 
     Example:
         >>> print(hessian_trace(np.ones(2), np.zeros(2), np.array([[1.0, 2.0]])))
@@ -82,7 +82,7 @@ def product_factor(
         strength: γ.
         finite_step: ε, not zero.
 
-    Reference: derived here from Karakida et al. 2023, arXiv:2210.02720, section 5; without
+    Reference: derived here from Karakida et al. 2023, arXiv:2210.02720; without
     regularisation, Even et al. 2023, arXiv:2302.08982.
 
     Example:

@@ -74,8 +74,8 @@ def critical_point(gradients: Any, *, weight: float = 1.0) -> CriticalPoint:
     Raises:
         ValueError: `gradients` is not a matrix, not finite or zero; `weight` is out of range.
 
-    Reference: Mulayoff and Michaeli 2024, arXiv:2306.07850, theorem 5; the bounds are derived
-    from S = I and from g·S g |g|² >= ... in tests; Wu and Su 2023, arXiv:2305.17490, for 2/Tr H.
+    Reference: Mulayoff and Michaeli 2024, arXiv:2306.07850; the bounds follow
+    from S = I and from |g_i|² at its largest; Wu and Su 2023, arXiv:2305.17490, for 2/Tr H.
 
     Example:
         >>> found = critical_point([[2.0, 0.0], [0.0, 2.0]])

@@ -25,7 +25,7 @@ def penalty_direction(loss_fn: LossFn, params: Params, *, finite_step: Array | f
         params: θ.
         finite_step: ε; a traced one must not be zero.
 
-    Reference: Karakida et al. 2023, arXiv:2210.02720, equation 5 (forward and backward).
+    Reference: Karakida et al. 2023, arXiv:2210.02720 (forward and backward).
 
     Example:
         >>> print(penalty_direction(lambda w: w**2, jnp.array(3.0), finite_step=0.0))  # H = 2
