@@ -191,7 +191,9 @@ class TestFactors:
         imbalance = claim.main.prediction.imbalance
         slow = np.array([np.interp(times / 2, times, row) for row in imbalance])
         _, red = claim.judge(prediction={"imbalance": slow})
-        assert red == {"eight tokens: largest error of |A|² - |b|² over its fall and first η Tr H"}
+        assert red == {
+            "eight tokens: error of |A|² - |b|² over its fall and first η Tr H, mean of seeds"
+        }
 
     @pytest.mark.parametrize(
         ("field", "name"),

@@ -25,10 +25,10 @@ from dynamics.training import trajectory
 from experiments import checks, contract, plotting, runner
 
 PAPER_IDS = ("P62",)
-PILOT_SEEDS = (101, 102, 103)
+PILOT_SEEDS = (101, 102, 103, 104, 105)
 NOISES = ("sampled", "none", "isotropic")
 DECAY = "one logit: largest error of log E[u² - v²] against the predicted, over the fall"
-DRIFT = "eight tokens: largest error of |A|² - |b|² over its fall and first η Tr H"
+DRIFT = "eight tokens: error of |A|² - |b|² over its fall and first η Tr H, mean of seeds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +233,8 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
                           lower=0.5, upper=2, why="the same; pilots 0.91 to 1.22"),
         checks.every_seed("one logit: u² + v² at the end over its start, smaller rate",
                           result.flatness[:, sampled, 0, -1], upper=0.35, why="0.27 predicted"),
-        checks.every_seed(DRIFT, (drift / first_trace).max(axis=1), upper=0.35,
-                          why="the drift is of lowest order in η Tr H: pilots 0.05 to 0.13"),
+        checks.below(DRIFT, (drift / first_trace).max(axis=1).mean(), 0.25,
+                     why="the drift is of lowest order in η Tr H: pilots 0.06 to 0.1"),
         checks.below("eight tokens: trace at the end over its start, mean of seeds",
                      (result.trace[:, -1] / result.trace[:, 0]).mean(), 0.75, why="pilots 0.4"),
         checks.every_seed("no noise: largest change of u² - v², u² + v² and the trace",
