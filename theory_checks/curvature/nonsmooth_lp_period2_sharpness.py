@@ -13,6 +13,7 @@ Reference  Kumar 2024, arXiv:2401.08426, for differentiable functions that are n
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -87,9 +88,7 @@ def run(config: Config) -> Result:
         jax.random.key(config.seed), (config.num_seeds, len(settings), config.num_starts)
     )
     members = jnp.broadcast_to(jnp.asarray(settings)[:, None], (*starts.shape, 3)).reshape(-1, 3)
-    found = parallel.ensemble(
-        lambda member: descend(*member, config.num_steps), (starts.ravel(), members)
-    )
+    found = parallel.ensemble(descent(config.num_steps), (starts.ravel(), members))
     iterate, sharpness, mean = (a.reshape(*starts.shape, *a.shape[1:]) for a in found)
     inner = lambda a: a[:, : len(grid)].reshape(
         config.num_seeds, num_exponents, num_rates, *a.shape[2:]
@@ -100,19 +99,28 @@ def run(config: Config) -> Result:
     return Result(inner(iterate), inner(sharpness), inner(mean), *ladder)
 
 
-def descend(start: Array, setting: Array, num_steps: int) -> tuple[Array, Array, Array]:
-    """Return the path, η f'' at its last two points, η times the mean curvature between them."""
-    p, eta, share = setting
-    delta = share * (eta * p / 2) ** (1 / (2 - p))
-    # With δ = 0 the power of x² would have a derivative of 0/0 at 0; |x| needs x ≠ 0 only.
-    size = lambda x: jnp.where(delta > 0, jnp.sqrt(x**2 + delta**2), jnp.abs(x))
-    loss = lambda x: size(x) ** p
-    step = lambda x: x - eta * jax.grad(loss)(x)
-    path = trajectory.record(step, start, lambda x: x, times=np.arange(num_steps + 1))
-    last = path[-2:]
-    top = jax.vmap(lambda x: curvature.top_eigenpairs(loss, x, key=jax.random.key(0), num=1).values)
-    slopes = jax.vmap(jax.grad(loss))(last)
-    return path, eta * top(last)[:, 0], eta * (slopes[1] - slopes[0]) / (last[1] - last[0])
+@functools.cache
+def descent(num_steps: int):
+    """Return the function of one start and its (p, η, δ/x*), the same for the control: one program.
+
+    It gives the path, η f'' at its last two points, η times the mean curvature between them.
+    """
+
+    def follow(member: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        start, (p, eta, share) = member
+        delta = share * (eta * p / 2) ** (1 / (2 - p))
+        # With δ = 0 the power of x² would have a derivative of 0/0 at 0; |x| needs x ≠ 0 only.
+        size = lambda x: jnp.where(delta > 0, jnp.sqrt(x**2 + delta**2), jnp.abs(x))
+        loss = lambda x: size(x) ** p
+        step = lambda x: x - eta * jax.grad(loss)(x)
+        path = trajectory.record(step, start, lambda x: x, times=np.arange(num_steps + 1))
+        last = path[-2:]
+        key = jax.random.key(0)  # of a start that one iteration in one dimension does not feel
+        top = jax.vmap(lambda x: curvature.top_eigenpairs(loss, x, key=key, num=1).values[0])
+        slopes = jax.vmap(jax.grad(loss))(last)
+        return path, eta * top(last), eta * (slopes[1] - slopes[0]) / (last[1] - last[0])
+
+    return follow
 
 
 def factors(iterate: np.ndarray, radius: np.ndarray) -> np.ndarray:
