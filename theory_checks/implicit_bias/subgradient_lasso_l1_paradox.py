@@ -221,20 +221,33 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
 
 
 def plot(config: Config, prediction: Prediction, result: Result, figure) -> None:
-    left, right = panels = figure.subplots(1, 2)
+    left, middle, right = panels = figure.subplots(1, 3)
     at = np.append(config.penalties, config.cycle_penalty)
-    dense = np.geomspace(1, config.cycle_penalty, 50)
+    from_one = np.array(config.penalties) >= 1
+    used = config.judged()
+    scale = config.dim / 2 * result.threshold[:, None] * config.penalties  # (S, L) over η
     for e, eta in enumerate(config.learning_rates):
         for m, method in enumerate(METHODS):
-            kept = result.norm[:, m, e].min(axis=0) > 0  # the others have no place on the axis
-            plotting.points(left, at[kept], result.norm[:, m, e][:, kept], spread="log",
+            norm = result.norm[:, m, e]
+            kept = norm.min(axis=0) > 1e-6  # the others have no place on the axis
+            plotting.points(left, at[kept], norm[:, kept], spread="log",
                             marker=plotting.MARKERS[m], color=plotting.COLOURS[e],
                             fillstyle="none" if m else "full",
                             label=f"{method}, η = {eta:g}")  # fmt: skip
-        law = config.dim * eta / 2 * dense * result.threshold.mean()
-        plotting.theory(left, dense, law, label=None if e else "d η λ / 2")
-    left.set(xscale="log", yscale="log", xlabel="penalty λ / |Xᵀy|∞", ylabel="|w|₁ in the end")
-    left.legend()
+        law = config.dim * eta / 2 * at[at >= 1] * result.threshold.mean()
+        plotting.theory(left, at[at >= 1], law, label=None if e else "d η λ / 2")
+        size = result.norm[:, 0, e, :-1] / (eta * scale)
+        plotting.points(middle, at[:-1][from_one], size[:, from_one], color=plotting.COLOURS[e],
+                        label=f"η = {eta:g}")  # fmt: skip
+        law = (prediction.norm[:, e] / (eta * scale)).mean(axis=0)
+        plotting.theory(middle, at[:-1][used], law[used], label=None if e else "law", linewidth=2)
+        largest = np.linalg.eigvalsh(prediction.gram)[:, -1].mean()
+        plotting.threshold(middle, 1 / (1 - eta * largest / 2), color=plotting.COLOURS[e],
+                           label=None if e else "bound of two-cycles")  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="penalty λ / |Xᵀy|∞", ylabel="|w|₁, time average")
+    left.legend(loc="upper left")
+    middle.set(xscale="log", xlabel="penalty λ / |Xᵀy|∞", ylabel="|w|₁ / (d η λ / 2)")
+    middle.legend(loc=(0.02, 0.55))
     for m, method in enumerate(METHODS):
         plotting.points(right, at, 100 * result.zeros[:, m, -1], color=plotting.COLOURS[m + 2],
                         marker=plotting.MARKERS[m], label=method)  # fmt: skip
