@@ -247,15 +247,15 @@ def plot(config: Config, result: Result, figure) -> None:
     left.set(xscale="log", xlabel="η / (4/λ₀)", ylabel="linear networks trained (%)")
     left.set_xticks(config.rates, [f"{rate:g}" for rate in config.rates])
     left.minorticks_off()
-    left.legend(loc=(0.02, 0.12))
+    left.legend(loc=(0.45, 0.3))
     time = linear_times(config)
     driven = [r for r, rate in enumerate(config.rates) if rate > 1]
     for i, r in enumerate(driven):
         right.plot(time, result.edge[0, 2, r], color=plotting.COLOURS[i],
                    label=f"{config.rates[r]:g}")  # fmt: skip
     right.axvline(config.warmup_steps, color="#888888", linewidth=0.8)
-    right.set(xlabel="step", ylabel="η(t) λ(t), linear", ylim=(0, 4.2))
-    right.legend(title="η / (4/λ₀)", loc="lower right", ncols=2)
+    right.set(xlabel="step", ylabel="η(t) λ(t), linear", ylim=(0, 5.8))
+    right.legend(title="η / (4/λ₀)", loc="upper left", ncols=5, columnspacing=1.0)
     time = network_times(config)
     names = (f"{config.low_rate:g}, constant", None, None, f"{config.high_rate:g}, warm-up")
     for c, name in enumerate(names):
