@@ -103,7 +103,8 @@ def predict(config: Config) -> Prediction:
 
 
 def fitted_slope(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.polynomial.Polynomial.fit(x, y, 1).convert().coef[1])
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred))
 
 
 def run(config: Config) -> Result:
