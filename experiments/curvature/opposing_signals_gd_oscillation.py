@@ -201,9 +201,9 @@ def plot(config: Config, result: Result, figure) -> None:
                            label=f"{rate:g} of the edge" + " (control)" * control)  # fmt: skip
         plotting.threshold(bottom[n], 2)
         top[n].set(title=f"{layers} layers", ylabel="loss of a group / a²")
-        bottom[n].set(xlabel="step", ylabel="η × sharpness", ylim=(0, None))
+        bottom[n].set(xlabel="step", ylabel="η × sharpness", ylim=(0, 5.5))
     top[0].legend(loc="upper left")
-    bottom[0].legend(loc="lower right")
+    bottom[0].legend(loc="upper left")
     plotting.label_panels([*top, *bottom])
 
 

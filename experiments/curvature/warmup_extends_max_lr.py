@@ -255,7 +255,7 @@ def plot(config: Config, result: Result, figure) -> None:
         right.plot(time, result.edge[0, 2, r], color=plotting.COLOURS[i],
                    label=f"{config.rates[r]:g}")  # fmt: skip
     right.axvline(config.warmup_steps, color="#888888", linewidth=0.8)
-    right.set(xlabel="step", ylabel="η(t) λ(t), linear", ylim=(0, 5.8))
+    right.set(xlabel="step", ylabel="η(t) λ(t), linear", ylim=(0, 8))
     right.legend(title="η / (4/λ₀)", loc="upper left", ncols=5, columnspacing=1.0)
     time = network_times(config)
     names = (f"{config.low_rate:g}, constant", None, None, f"{config.high_rate:g}, warm-up")
