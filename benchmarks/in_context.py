@@ -7,11 +7,10 @@ a step, one network and five: steps times networks a second. Ours reads the cont
 Gram matrix, by products with vectors (an exact rewriting); the peer acts on tokens, as published
 code does, eagerly and under torch.compile, and, to tell the rewriting from the program, eagerly on
 Gram matrices too. "From a pool" is ours as the claims train: tasks drawn before training, queries
-averaged exactly, less work for the same end. The losses
-of the first steps on the same prompts must agree. Then the mesa-layer, forwards and backwards over
-512 tokens of 64 dimensions: ours in chunks against our recursion and against PyTorch's. PYTHON is
-an interpreter with torch and numpy; without it, an environment is made under build/peers. Results
-go to benchmarks/results/in_context.json.
+averaged exactly, less work for the same end. The losses of the first steps on the same prompts must
+agree. Then the mesa-layer, forwards and backwards over 512 tokens of 64 dimensions: ours in chunks
+against our recursion and against PyTorch's. PYTHON is an interpreter with torch and numpy; without
+it, an environment is made under build/peers. Results go to benchmarks/results/in_context.json.
 """
 
 import argparse
