@@ -15,6 +15,8 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
 )
+# Threads of LAPACK wait for each other by spinning, which costs other processes a core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiled programs and the doctor's word are kept from one test run to the next.
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TRAINING_DYNAMICS_CACHE", str(ROOT / ".pytest_cache" / "cache"))
