@@ -36,6 +36,16 @@ def library_product(state, data):
     return curvature.hessian_vector_product(loss, params, data=data)(direction)
 
 
+def curvatures(state, data):
+    """What traces are made of: along a direction, and the exact one of the Gauss-Newton matrix."""
+    params, direction = state
+    squared_error = lambda outputs, y: 0.5 * jnp.mean(jnp.sum((outputs - y) ** 2, axis=1))
+    return (
+        curvature.second_derivative(loss, params, data)(direction),
+        curvature.gauss_newton_trace(network, params, *data, squared_error),
+    )
+
+
 def kernel_of_outputs(params, data):
     """A mean of outer products, as class statistics and Fisher matrices are."""
     outputs = network(params, data[0])
@@ -46,6 +56,7 @@ MEANS = {
     "value and gradient": (jax.value_and_grad(loss), PARAMS),
     "Hessian product": (hessian_product, (PARAMS, DIRECTION)),
     "Hessian product of the library": (library_product, (PARAMS, DIRECTION)),
+    "curvature along a direction, and its trace": (curvatures, (PARAMS, DIRECTION)),
     "second moment": (kernel_of_outputs, PARAMS),
 }
 
@@ -58,7 +69,7 @@ def test_every_engine_on_every_number_of_devices(x64, engine, num_devices, num_s
     data = INPUTS[:num_samples], TARGETS[:num_samples]
     devices = jax.local_devices()[:num_devices]
     spread = parallel.data_parallel(fn, engine=engine, devices=devices)
-    expected = fn(jax.tree.map(jnp.asarray, state), jax.tree.map(jnp.asarray, data))
+    expected = jax.jit(fn)(jax.tree.map(jnp.asarray, state), jax.tree.map(jnp.asarray, data))
     close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
     jax.tree.map(close, spread(state, data), expected)
 

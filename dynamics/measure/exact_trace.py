@@ -190,6 +190,7 @@ def _each_leaf(
         shape = jax.eval_shape(apply_fn, params, batch[0]).shape  # (b, K) or (b,)
         gradient = jax.grad(lambda at: output_loss(at.reshape(shape), batch[1]))
         units = jnp.eye(plan.num_outputs, dtype=outputs.dtype)
+        (units, _) = linear_layers.varying_alike([units, outputs])
         along = lambda unit: jnp.broadcast_to(unit, outputs.shape)  # of every sample at once
         column = lambda unit: jax.jvp(gradient, (outputs,), (along(unit),))[1]
         curvatures = jax.vmap(column, out_axes=-1)(units)  # (b, K, K)

@@ -179,10 +179,15 @@ def rows_of_one(plan: Plan) -> Callable[[Array], dict[int, Array | Factors]]:
         return out, operands
 
     def rows(sample: Array) -> dict[int, Array | Factors]:
-        derivatives, operands = jax.jacrev(shifted, argnums=(0, 1), has_aux=True)(
-            kept, shifts, sample
+        # As jax.jacrev, which does not know jax.shard_map: all must vary as the sample does.
+        own_kept, own_shifts = jax.tree.map(
+            lambda leaf: linear_layers.varying_alike([leaf, sample])[0], (kept, shifts)
         )
-        by_kept, by_shift = derivatives
+        outputs, pull_back, operands = jax.vjp(
+            lambda *free: shifted(*free, sample), own_kept, own_shifts, has_aux=True
+        )
+        units = jnp.eye(plan.num_outputs, dtype=outputs.dtype)
+        by_kept, by_shift = jax.vmap(pull_back)(linear_layers.varying_alike([units, outputs])[0])
         found: dict[int, Array | Factors] = {
             number: widened(part).reshape(plan.num_outputs, -1) for number, part in by_kept.items()
         }

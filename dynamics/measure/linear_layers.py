@@ -149,10 +149,30 @@ def run(
 def _bound(source: Any, operands: list[Any]) -> list[Any]:
     """Return the outputs of one operation."""
     primitive = source.primitive
+    if primitive.name == "pvary":  # as the trace had it; here `varying_alike` sees to it
+        return list(operands)
     bound = primitive.get_bind_params(source.params)
     functions, options = bound if isinstance(bound, tuple) else ((), bound)  # JAX < 0.10
-    results = primitive.bind(*functions, *operands, **options)
+    results = primitive.bind(*functions, *varying_alike(operands), **options)
     return list(results) if primitive.multiple_results else [results]
+
+
+def varying_alike(operands: list[Any]) -> list[Any]:
+    """Return arrays that vary over the same devices, as `jax.shard_map` wants of operands.
+
+    A derivative by what does not vary would be summed over the devices.
+    """
+
+    def over(operand: Any) -> frozenset[str]:
+        kind = jax.typeof(operand)  # names of this moved between versions of JAX
+        return getattr(getattr(kind, "mat", kind), "varying", getattr(kind, "vma", frozenset()))
+
+    axes = frozenset[str]().union(*(over(operand) for operand in operands))
+    missing = [tuple(axes - over(operand)) for operand in operands]
+    return [
+        jax.lax.pcast(operand, names, to="varying") if names else operand
+        for operand, names in zip(operands, missing, strict=True)
+    ]
 
 
 def layer_inputs(layer: Layer, program: Program, operands: list[Array]) -> Array:
