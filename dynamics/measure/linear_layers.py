@@ -124,7 +124,7 @@ def evaluate(
         if index not in shifts:
             return None
         operands_of[index] = operands
-        return _bound(program.equations[index].source, operands)[0] + shifts[index]
+        return bound(program.equations[index].source, operands)[0] + shifts[index]
 
     return run(program, arguments, shift), operands_of
 
@@ -141,12 +141,12 @@ def run(
     for index, equation in enumerate(program.equations):
         operands = [read(name) for name in equation.inputs]
         replaced = replace(index, operands)
-        results = _bound(equation.source, operands) if replaced is None else [replaced]
+        results = bound(equation.source, operands) if replaced is None else [replaced]
         known.update(zip(equation.outputs, results, strict=True))
     return [read(name) for name in program.outputs]
 
 
-def _bound(source: Any, operands: list[Any]) -> list[Any]:
+def bound(source: Any, operands: list[Any]) -> list[Any]:
     """Return the outputs of one operation."""
     primitive = source.primitive
     if primitive.name == "pvary":  # as the trace had it; here `varying_alike` sees to it

@@ -54,7 +54,9 @@ def piecewise_linear_leaves(apply_fn: ApplyFn, params: Params, x: Array) -> Para
 
     True is a proof: the outputs are made from the leaf by sums, products with what does not
     depend on it, selections, maxima and the like alone. False is none: loops, branches and
-    functions with derivatives of their own are not looked into.
+    functions with a reverse-mode derivative of their own are not looked into. One with a
+    forward-mode derivative of its own (`jax.custom_jvp`) must be piecewise linear, and that
+    derivative piecewise constant: a spike with the slope of a sigmoid is not.
 
     Args:
         apply_fn: `apply_fn(params, x (N, ...)) -> (N, K)`.
@@ -84,23 +86,35 @@ def piecewise_linear_leaves(apply_fn: ApplyFn, params: Params, x: Array) -> Para
     return jax.tree.unflatten(tree, [n not in other for n in range(len(leaves))])
 
 
-def _through(program: Program, arguments: list[Dependence]) -> list[Dependence]:
-    """Return what the outputs of a program depend on."""
+def _through(
+    program: Program, arguments: list[Dependence], slopes: bool = True
+) -> list[Dependence]:
+    """Return what the outputs of a program depend on.
+
+    Without `slopes` the derivatives that functions give themselves are not looked at: enough for
+    whether there is a dependence at all, and an end where such a derivative calls its function.
+    """
     known = dict(enumerate(arguments))
     read = lambda name: NOTHING if isinstance(name, Known) else known[name]
     for equation in program.equations:
-        found = _one(equation.source, [read(name) for name in equation.inputs])
+        found = _one(equation.source, [read(name) for name in equation.inputs], slopes)
         known.update(zip(equation.outputs, found, strict=True))
     return [read(name) for name in program.outputs]
 
 
-def _one(source: Any, inputs: list[Dependence]) -> list[Dependence]:
+def _one(source: Any, inputs: list[Dependence], slopes: bool) -> list[Dependence]:
     """Return what the outputs of one operation depend on."""
     name, count = source.primitive.name, len(source.outvars)
     if name in WRAPPERS:
         inner = source.params.get("call_jaxpr", source.params.get("jaxpr"))
         closed = inner if hasattr(inner, "jaxpr") else core.ClosedJaxpr(inner, ())
-        return _through(linear_layers.written_out(closed), inputs)
+        found = _through(linear_layers.written_out(closed), inputs, slopes)
+        if name == "custom_jvp_call" and slopes:
+            bent = _slope_depends_on(source, inputs)
+            found = [_joined([each], bent=bent) for each in found]
+        return found
+    if name == "abs" and jnp.issubdtype(source.invars[0].aval.dtype, jnp.complexfloating):
+        return [_joined(inputs, bent=_joined(inputs).every)] * count  # a root of a sum of squares
     if name in CONSTANT:
         return [NOTHING] * count
     if name in LINEAR:
@@ -120,6 +134,27 @@ def _one(source: Any, inputs: list[Dependence]) -> list[Dependence]:
     if name == "integer_pow" and source.params["y"] == 1:
         return inputs
     return [_joined(inputs, bent=_joined(inputs).every)] * count
+
+
+def _slope_depends_on(source: Any, inputs: list[Dependence]) -> frozenset[int]:
+    """Return what the derivative that a function gives itself depends on, by what moves in it."""
+    moving = [n for n, each in enumerate(inputs) if each.every]
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in source.invars]
+    floats = [n for n in moving if jnp.issubdtype(shapes[n].dtype, jnp.inexact)]
+    if not floats:
+        return frozenset()
+
+    def slopes(operands: list[Any], directions: list[Any]) -> Any:
+        def output(*at: Any) -> Any:
+            given = dict(zip(floats, at, strict=True))
+            operands_at = [given.get(n, operand) for n, operand in enumerate(operands)]
+            return linear_layers.bound(source, operands_at)
+
+        return jax.jvp(output, [operands[n] for n in floats], directions)[1]
+
+    program = linear_layers.written_out(jax.make_jaxpr(slopes)(shapes, [shapes[n] for n in floats]))
+    found = _through(program, [*inputs, *[NOTHING] * len(floats)], slopes=False)
+    return frozenset[int]().union(*(each.every for each in found))
 
 
 def _joined(inputs: list[Dependence], bent: frozenset[int] = frozenset()) -> Dependence:

@@ -98,8 +98,42 @@ def test_other_networks_have_the_gauss_newton_diagonal(key):
         curvature.exact_hessian_trace(shared, params, x, labels, cross_entropy)
 
 
+@jax.custom_jvp
+def spike(x):
+    """A step with a surrogate slope, as networks of spiking neurons have it."""
+    return (x > 0).astype(x.dtype)
+
+
+spike.defjvp(lambda x, t: (spike(*x), t[0] * jax.nn.sigmoid(x[0])))
+
+
+@jax.custom_jvp
+def straight_through(x):
+    """Rounding with the slope of a line."""
+    return jnp.round(x)
+
+
+straight_through.defjvp(lambda x, t: (straight_through(*x), t[0]))
+
+
+@jax.custom_jvp
+def growing_spike(x):
+    """The same step, for a slope that grows."""
+    return (x > 0).astype(x.dtype)
+
+
+# Written with the function itself, as derivatives of their own often are.
+growing_spike.defjvp(lambda x, t: (growing_spike(*x), t[0] * (growing_spike(*x) + x[0] ** 2)))
+
 MATRIX = jnp.ones((4, 4))
+WAVES = jnp.exp(1j * jnp.outer(jnp.arange(4), jnp.arange(4)))
 CASES = {
+    "rounded, with the slope of a line": (lambda w, x: straight_through(x @ w), True),
+    "a spike with the slope of a sigmoid": (lambda w, x: spike(x @ w), False),
+    "a slope that calls its function": (lambda w, x: growing_spike(x @ w), False),
+    "a spike before": (lambda w, x: spike(x) @ w, True),
+    "real part of waves": (lambda w, x: ((x @ w) @ WAVES).real, True),
+    "size of waves": (lambda w, x: jnp.abs((x @ w) @ WAVES), False),
     "relu before": (lambda w, x: jax.nn.relu(x) @ w, True),
     "relu behind": (lambda w, x: jax.nn.relu(x @ w), True),
     "leaky relu": (lambda w, x: jax.nn.leaky_relu(x @ w), True),
