@@ -179,10 +179,10 @@ def inverse_empirical_fisher_vector_product(
     """
     params = batching.checked_params(params)
     gradients = per_example_gradients(loss_fn, params, data, batch_size=batch_size)
-    inverse, unravel = invert(gradients, damping), ravel_pytree(params)[1]
-    return batching.checked_matvec(
-        lambda vector: unravel(product(inverse, ravel_pytree(vector)[0])), params
-    )
+    inverse = invert(gradients, damping)  # in single precision at least
+    flat, unravel = ravel_pytree(params)
+    solve = lambda vector: product(inverse, ravel_pytree(vector)[0]).astype(flat.dtype)
+    return batching.checked_matvec(lambda vector: unravel(solve(vector)), params)
 
 
 def open_window(gradients: Array, damping: Any) -> Window:

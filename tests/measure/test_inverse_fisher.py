@@ -209,3 +209,17 @@ LOSS = lambda slope, data: jnp.mean(slope * data)
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_half_precision_parameters_get_products_of_their_type(key):
+    """The inverse is held in single precision, and what comes back is like `params`."""
+    loss = lambda params, data: jnp.mean((data @ params["w"]) ** 2) / 2
+    data = jax.random.normal(key, (5, 3))
+    exact, found = (
+        inverse_fisher.inverse_empirical_fisher_vector_product(
+            loss, {"w": jnp.ones(3, kind)}, data.astype(kind), damping=1.0, batch_size=2
+        )({"w": jnp.ones(3, kind)})["w"]
+        for kind in (jnp.float32, jnp.bfloat16)
+    )
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(float), exact, atol=0.03)
