@@ -4,9 +4,9 @@ Claim      SGD on sampled targets, from the minimum of the cross-entropy of logi
            stays, while the trace of the Hessian falls. For one logit u v the imbalance u² - v² is
            multiplied by 1 - η² ξ² at every step, ξ the noise, exactly, and in the mean decays as
            predicted, the fluctuation of the logit included. For eight tokens the imbalance
-           A^T A - b b^T obeys its own identity, and the trace follows the drift -∇ Tr H / 4 along
-           the minima, in time η² x steps.
-Control    Without noise nothing moves. Isotropic noise of the same size balances nothing.
+           A^T A - b b^T obeys its own identity, and its trace |A|² - |b|² follows the drift
+           -∇ Tr H / 4 along the minima, in time η² x steps.
+Control    Without noise nothing moves. Isotropic noise of the same size flattens nothing.
 Reference  Liu et al. 2023, arXiv:2210.14199; the drift is Li, Wang and Arora 2022,
            arXiv:2110.06914; the laws in steps are derived in dynamics.theory.factor_balance.
 """
