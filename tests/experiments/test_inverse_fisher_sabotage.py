@@ -215,6 +215,12 @@ class TestBasis:
             "interaction basis: share of edges between modules"
         }
 
+    def test_coordinates_that_all_belong_to_one_module(self, claim):
+        module = np.zeros_like(claim.main.result.module)
+        assert claim.judge(module=module) == (
+            "fails", {"interaction basis: coordinates of a module, distance from its units"}
+        )  # fmt: skip
+
     def test_modules_where_there_are_none(self, claim):
         leakage = claim.main.result.leakage
         leakage = changed(leakage, np.s_[:, 1], leakage[:, 0])
