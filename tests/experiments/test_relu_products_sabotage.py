@@ -63,3 +63,15 @@ def test_a_loss_that_is_another(claim):
 
 def test_factors_beyond_the_bound_are_void(claim):
     assert claim.judge(factor=3 * claim.main.result.factor)[0] == "void"
+
+
+@pytest.mark.parametrize(("kind", "exponent"), [(0, -2.0), (1, -2.6)])
+def test_distances_of_another_power(claim, kind, exponent):
+    """Softplus at R^-2, no faster; ReLU as steep as softplus and more."""
+    distance, pieces = claim.main.result.distance.copy(), np.array(claim.main.config.pieces, float)
+    ends = np.log(distance[:, kind, 1:, -1]).mean(axis=0)
+    found = np.polyfit(np.log(pieces[1:]), ends, 1)[0]
+    distance[:, kind] *= ((pieces / pieces[-1]) ** (exponent - found))[:, None]
+    names = "exponent of the distance in R, softplus", "exponent of the distance in R, ReLU less"
+    _, red = claim.judge(distance=distance)
+    assert any(name.startswith(names[kind]) for name in red)
