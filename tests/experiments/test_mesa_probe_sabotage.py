@@ -75,3 +75,16 @@ def test_a_network_that_did_not_learn_is_void(claim):
     loss = claim.main.result.loss.copy()
     loss[:, -1] = 1.0
     assert claim.judge(loss=loss)[0] == "void"
+
+
+def test_a_second_layer_that_goes_on(claim):
+    trained = claim.main.result.trained.copy()
+    trained[:, 2] = 0.99
+    name = "trained: R² before the last layer less that after one, mean of seeds"
+    assert claim.judge(trained=trained) == ("fails", {name})
+
+
+def test_layers_that_need_no_training(claim):
+    untrained = np.full_like(claim.main.result.untrained, 0.75)
+    name = "R² before training, any layer, mean of seeds"
+    assert claim.judge(untrained=untrained) == ("fails", {name})
