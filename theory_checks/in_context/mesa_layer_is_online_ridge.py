@@ -194,6 +194,9 @@ def check(config: Config, prediction: Prediction, result: Result) -> list[checks
         checks.every_seed("largest share that mesa leaves after 15 pairs and more",
                           share[:, SETTLED - 1 :].max(axis=1), upper=1e-3,
                           why="zero but for the ridge: pilots 1e-10"),
+        checks.every_seed("least share that mesa leaves, any number of pairs", share.min(axis=1),
+                          upper=1, why="zero leaves 1; with tokens drawn anew mesa leaves more at "
+                          "every t, 1 + (D + 2)/(D (D - 2)) = 1.15 at the first"),
         checks.above("lowest share that one step of one size leaves, any number of pairs",
                      one_step.mean(axis=0).min(), 1 / 3,
                      why="above the floor of any dimension, at any t; pilots from 0.39"),
@@ -251,6 +254,7 @@ EXPERIMENT = contract.TheoryCheck(
             breaks={
                 "largest error of the share that mesa leaves, first D pairs": "above",
                 "largest share that mesa leaves after 15 pairs and more": "above",
+                "least share that mesa leaves, any number of pairs": "above",
             },
             why="the next state does not depend on the last",
         ),
