@@ -3,8 +3,8 @@
 Claim      Of N Gaussian keys in R^D dot-product attention can give the largest score to those on
            their convex hull alone. The share of the others is that of the Gaussian polytope, in
            every dimension; after centring alone it is that of D - 1 dimensions. LayerNorm and
-           RMSNorm put the keys on a sphere, where each is selected by a query equal to itself,
-           with a gain and a bias too.
+           RMSNorm put the keys on a sphere, where each is selected by a query equal to itself; with
+           a gain and a bias each is still on the hull, and so selected by some query.
 Control    Centred keys, which are not scaled, keep their unselectable ones; with a norm whose
            epsilon is as large as the variance they come back; keys from a cube have other shares.
 Reference  Brody, Alon, Yahav 2023, arXiv:2305.02582, who count in simulations; the formula for
@@ -222,6 +222,7 @@ EXPERIMENT = contract.TheoryCheck(
                 "largest share of unselectable keys, RMSNorm": "above",
                 "largest share of unselectable keys, LayerNorm": "above",
                 "largest share of unselectable keys, LayerNorm with gain and bias": "above",
+                "share of keys first for a query equal to themselves, RMSNorm": "below",
                 "share of keys first for a query equal to themselves, LayerNorm": "below",
             },
             why="short keys stay shorter than long ones: no sphere",
