@@ -1,9 +1,10 @@
 """LayerNorm's projection hands a query even attention, and that does not teach the majority faster.
 
 Claim      After LayerNorm every key is orthogonal to (1, ..., 1), so a query along it attends
-           evenly, and queries turn that way as a block learns which class is most frequent. Yet
-           with keys of the same length the block learns as fast without the projection; with keys
-           of length 1/√D, as in the paper's comparison, it takes twice the steps with and without.
+           evenly, and queries end nearer to it where a block learns which class is most frequent
+           than where even attention is wrong. Yet with keys of the same length the block learns as
+           fast without the projection, to two fifths; with keys of length 1/√D, as in the paper's
+           comparison, it takes a quarter more steps at least (twice on pilots), with and without.
 Control    Where only half of the classes count, and even attention is wrong, queries do not turn
            that way, and the projection makes no difference either; nor do they after RMSNorm.
 Reference  Brody, Alon, Yahav 2023, arXiv:2305.02582, section 3, who find the majority learned
