@@ -7,8 +7,8 @@ Claim      Each task draws its noise and its weights from a normal-inverse-gamma
            is lost without examples. Its standard deviations rank as Bayes' do and rise a little
            less. Four times louder noise takes it at least twice as far from Bayes (3 to 5 times),
            inputs twice as large at least 3 times (5). Under both it still adapts: it loses 0.1 and
-           0.33 of what the prior alone does. So at this size a shift of the task is no worse than
-           one of the inputs, which the paper sees handled.
+           0.33 of what the prior alone does. So at this size a shift of the task costs a smaller
+           share of that than one of the inputs, which the paper sees handled.
 Control    Networks that are shown the targets of another task lose what the prior alone loses.
 Reference  Liu, Cai, Chen and Li 2024, arXiv:2405.15115. The conjugate prior is chosen here, for its
            closed form; no positions are given, which is why longer prompts cost nothing.
@@ -219,7 +219,7 @@ def check(config: Config, result: Result) -> list[checks.Check]:
         every("rank correlation of standard deviations with Bayes'", rank, lower=0.7,
               why="pilots 0.83 to 0.88, half as far trained 0.78 to 0.83"),
         every("slope of log standard deviation in Bayes', as trained", slope[:, 0],
-              lower=0.65, upper=1.05, why="Bayes has 1, pilots 0.79 to 0.92"),
+              lower=0.65, upper=0.98, why="less than Bayes', which has 1: pilots 0.79 to 0.92"),
         every("excess risk beyond the trained length / within it", beyond, upper=1.3,
               why="pilots 0.97 to 1.11"),
         every("excess risk with louder noise / as trained", own[:, 1] / own[:, 0], lower=2,
@@ -230,6 +230,9 @@ def check(config: Config, result: Result) -> list[checks.Check]:
               upper=0.3, why="pilots 0.10 to 0.14, half as far trained 0.11 to 0.19"),
         every("excess risk over that of the prior, larger inputs", own[:, 2] / prior[:, 2],
               upper=0.6, why="pilots 0.30 to 0.36, half as far trained 0.38 to 0.47"),
+        every("excess risk over that of the prior, louder noise / larger inputs",
+              own[:, 1] / prior[:, 1] / (own[:, 2] / prior[:, 2]), upper=1,
+              why="the shares above: pilots to 0.5, half as far trained too"),
         every("slope of log standard deviation in Bayes', louder noise", slope[:, 1],
               lower=0.5, upper=0.95, why="Bayes has 1, pilots 0.73 to 0.85"),
         every("control: another task's targets shown, excess risk over that of the prior",

@@ -33,7 +33,10 @@ class TestBayes:
     def test_networks_that_are_as_near_to_bayes_when_shifted(self, claim, condition, name):
         excess = claim.main.result.excess.copy()
         excess[:, condition, 0] = excess[:, 0, 0]
-        assert claim.judge(excess=excess) == ("fails", {name})
+        outcome, red = claim.judge(excess=excess)
+        assert outcome == "fails"
+        share = "excess risk over that of the prior, louder noise / larger inputs"
+        assert red == ({name} if condition == 1 else {name, share})
 
     def test_networks_lost_beyond_the_trained_length(self, claim):
         excess = claim.main.result.excess.copy()
@@ -53,6 +56,12 @@ class TestBayes:
             "rank correlation of standard deviations with Bayes'",
             "slope of log standard deviation in Bayes', as trained",
         }
+
+    def test_standard_deviations_that_are_those_of_bayes(self, claim):
+        log_std = claim.main.result.log_std.copy()
+        log_std[:, 0, 0] = log_std[:, 0, 1]
+        name = "slope of log standard deviation in Bayes', as trained"
+        assert claim.judge(log_std=log_std) == ("fails", {name})
 
     def test_standard_deviations_that_follow_bayes_all_the_way(self, claim):
         log_std = claim.main.result.log_std.copy()
