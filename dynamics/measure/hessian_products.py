@@ -95,7 +95,7 @@ def second_derivative(
         matvec = hessian_vector_product(loss_fn, params, data, batch_size)
         dot = lambda v, hv: jnp.vdot(v, hv, precision="highest")
         return lambda v: sum(jax.tree.leaves(jax.tree.map(dot, v, matvec(v))), start=jnp.zeros(()))
-    return forwards
+    return batching.checked_matvec(forwards, params)
 
 
 def checked_finite(found: Any, loss_fn: LossFn, params: Params, batches: batching.Batches) -> Any:

@@ -183,9 +183,8 @@ def rows_of_one(plan: Plan) -> Callable[[Array], dict[int, Array | Factors]]:
         own_kept, own_shifts = jax.tree.map(
             lambda leaf: linear_layers.varying_alike([leaf, sample])[0], (kept, shifts)
         )
-        outputs, pull_back, operands = jax.vjp(
-            lambda *free: shifted(*free, sample), own_kept, own_shifts, has_aux=True
-        )
+        of_sample = lambda kept, shifts: shifted(kept, shifts, sample)
+        outputs, pull_back, operands = jax.vjp(of_sample, own_kept, own_shifts, has_aux=True)
         units = jnp.eye(plan.num_outputs, dtype=outputs.dtype)
         by_kept, by_shift = jax.vmap(pull_back)(linear_layers.varying_alike([units, outputs])[0])
         found: dict[int, Array | Factors] = {

@@ -422,3 +422,5 @@ def test_other_bad_arguments_are_named():
     for vector in ({"w": jnp.ones(4)}, jnp.ones(3)):
         with pytest.raises(ValueError, match="v:"):
             curvature.hessian_vector_product(LOSS, PARAMS)(vector)
+        with pytest.raises(ValueError, match="v:"):
+            curvature.second_derivative(LOSS, PARAMS)(vector)
