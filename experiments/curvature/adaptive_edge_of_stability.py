@@ -19,11 +19,12 @@ import optax
 
 from dynamics import parallel
 from dynamics.aliases import Array, Key, LossFn, Params
+from dynamics.data import digit_regression
 from dynamics.measure import curvature
+from dynamics.models import mlp
 from dynamics.theory import stability
 from dynamics.training import step, trajectory
 from experiments import checks, contract, plotting, runner
-from experiments.curvature import edge_of_stability
 
 PAPER_IDS = ("P122", "P288")
 PILOT_SEEDS = (101, 102, 103)
@@ -86,7 +87,10 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Train every seed with every setting, one after the other."""
     init_key, probe_key = jax.random.split(jax.random.key(config.seed))
-    loss, initialise = edge_of_stability.make_problem(config)
+    model = mlp.MLP(
+        widths=(config.width, config.width, 10), activation=jnp.tanh, weight_std=config.weight_std
+    )
+    loss, initialise = digit_regression.squared_error_on_digits(model, config.num_images)
     starts = parallel.ensemble(initialise, jax.random.split(init_key, config.num_seeds))
     probes = jax.random.split(probe_key, config.num_seeds)
     times = np.arange(config.measure_every, config.num_steps + 1, config.measure_every)
@@ -207,9 +211,7 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(
-        adam_rates=(3e-3,), adam_decays=(0.9,), rmsprop_rates=(), num_steps=1000, num_seeds=2
-    ),
+    smoke=dict(adam_rates=(3e-3,), adam_decays=(0.9,), num_steps=1000, num_seeds=2),
     paper=dict(num_images=1790, width=200, num_steps=20_000, num_seeds=8),
     controls={
         "a thirtieth of every step": contract.Control(

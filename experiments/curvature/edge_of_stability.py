@@ -20,7 +20,7 @@ import optax
 
 from dynamics import parallel
 from dynamics.aliases import Array, Key, LossFn, Params
-from dynamics.data import real
+from dynamics.data import digit_regression
 from dynamics.measure import curvature
 from dynamics.models import mlp
 from dynamics.training import flow, step, trajectory
@@ -117,18 +117,10 @@ def run(config: Config) -> Result:
 
 def make_problem(config: Config):
     """Return the training loss and `initialise(key) -> params`."""
-    data = real.digits(config.num_images)
-    images = jnp.asarray(data.train_images.reshape(config.num_images, -1))
-    inputs = images - images.mean(axis=0)
-    targets = jax.nn.one_hot(data.train_labels, 10)
     model = mlp.MLP(
         widths=(config.width, config.width, 10), activation=jnp.tanh, weight_std=config.weight_std
     )
-
-    def loss(params: Params) -> Array:
-        return 0.5 * jnp.mean(jnp.sum((model.apply(params, inputs) - targets) ** 2, axis=1))
-
-    return loss, lambda key: model.init(key, inputs)
+    return digit_regression.squared_error_on_digits(model, config.num_images)
 
 
 def descend(

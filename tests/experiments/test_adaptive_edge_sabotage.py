@@ -22,7 +22,9 @@ def test_left_alone_it_holds(claim):
     ],
 )
 def test_another_threshold(claim, factor):
-    outcome, red = claim.judge(sharpness=factor * claim.main.result.sharpness)
+    result = claim.main.result
+    scaled = dict(sharpness=factor * result.sharpness, residual=factor * result.residual)
+    outcome, red = claim.judge(**scaled)
     assert outcome == "fails"
     assert LEVEL in red
 
@@ -35,11 +37,11 @@ def test_a_hessian_without_its_preconditioner(claim):
 def test_an_edge_of_plain_descent_would_be_seen(claim):
     rate = claim.main.config.adam_rates[0]
     plain = np.full_like(claim.main.result.plain, 2 / rate)
-    assert claim.judge(plain=plain) == ("fails", {"highest sharpness of H / (2/η)"})
+    assert "highest sharpness of H / (2/η)" in claim.judge(plain=plain)[1]
 
 
 def test_a_loss_that_stops(claim):
-    loss = np.maximum(claim.main.result.train_loss, claim.main.result.train_loss[..., 4:5])
+    loss = np.maximum(claim.main.result.train_loss, claim.main.result.train_loss[..., :1])
     outcome, red = claim.judge(train_loss=loss)
     assert outcome == "fails"
     assert red == {"loss over the last quarter / on arrival"}

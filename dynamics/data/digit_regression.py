@@ -1,0 +1,43 @@
+"""Regression of one-hot labels on centred images of digits: a small loss with real structure."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dynamics.aliases import Array, Key, LossFn, Params
+from dynamics.data import real
+
+
+def squared_error_on_digits(model: Any, num_images: int) -> tuple[LossFn, Callable[[Key], Params]]:
+    """Return the full-batch training loss of a network on digits, and what initialises it.
+
+    The loss is half the squared error, summed over the ten classes and averaged over images;
+    pixels have mean 0 over the images.
+
+    Args:
+        model: a flax linen module of ten outputs.
+        num_images: of the digits, as `real.digits`.
+
+    Returns:
+        `loss(params) -> ()` and `initialise(key) -> params`.
+
+    Raises:
+        ValueError: as `real.digits`.
+
+    Example:
+        >>> from dynamics.models import mlp
+        >>> loss, initialise = squared_error_on_digits(mlp.MLP(widths=(10,)), 20)
+        >>> print(loss(jax.tree.map(jnp.zeros_like, initialise(jax.random.key(0)))))
+        0.5
+    """
+    data = real.digits(num_images)
+    images = jnp.asarray(data.train_images.reshape(num_images, -1))
+    inputs = images - images.mean(axis=0)
+    targets = jax.nn.one_hot(data.train_labels, 10)
+
+    def loss(params: Params) -> Array:
+        return 0.5 * jnp.mean(jnp.sum((model.apply(params, inputs) - targets) ** 2, axis=1))
+
+    return loss, lambda key: model.init(key, inputs)
