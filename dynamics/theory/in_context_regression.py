@@ -56,8 +56,8 @@ def newton_predictions(inputs: Array, targets: Array, num_iterations: Array) -> 
     """Return the answers (K, N) of Newton's iteration for the inverse of each prefix's S.
 
     M ← 2M - M S M from M = α S with α = 1 / (largest eigenvalue)² squares the unlearned share of
-    every direction: after k iterations it is (1 - αλ²)^(2^k), which gradient descent needs about
-    κ times 2^k steps for, at condition number κ.
+    every direction: after k iterations it is (1 - αλ²)^(2^k), as small in the direction of the
+    smallest eigenvalue as after about 2^k / κ steps of gradient descent, at condition number κ.
 
     Args:
         inputs: (N, D) of one prompt.
