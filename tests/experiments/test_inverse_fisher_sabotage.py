@@ -211,9 +211,8 @@ class TestBasis:
         result = claim.main.result
         edges = changed(result.edges, np.s_[:, :, :, 2], result.edges[:, :, :, 0])
         module = changed(result.module, np.s_[:, :, :, :, 2], result.module[:, :, :, :, 0])
-        assert claim.judge(edges=edges, module=module)[1] == {
-            "interaction basis: share of edges between modules"
-        }
+        red = claim.judge(edges=edges, module=module)[1]
+        assert "interaction basis: share of edges between modules" in red
 
     def test_coordinates_that_all_belong_to_one_module(self, claim):
         module = np.zeros_like(claim.main.result.module)
