@@ -60,11 +60,7 @@ def optimiser():
 
 def start():
     """Return the weights before training, and the prompts of the first steps."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    size = (DIM + 1, DIM + 1)
-    weights = linear_attention.LinearAttentionWeights(
-        *(0.04 * jax.random.normal(key, size) for key in keys)
-    )
+    weights = linear_attention.random_weights(jax.random.key(0), DIM + 1, 0.04)
     return weights, jax.vmap(prompts)(jax.random.split(jax.random.key(1), CHECKED))
 
 

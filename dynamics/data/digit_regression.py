@@ -10,7 +10,9 @@ from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.data import real
 
 
-def squared_error_on_digits(model: Any, num_images: int) -> tuple[LossFn, Callable[[Key], Params]]:
+def squared_error_on_digits(
+    model: Any, num_images: int, *, unit_variance: bool = False
+) -> tuple[LossFn, Callable[[Key], Params]]:
     """Return the full-batch training loss of a network on digits, and what initialises it.
 
     The loss is half the squared error, summed over the ten classes and averaged over images;
@@ -19,6 +21,7 @@ def squared_error_on_digits(model: Any, num_images: int) -> tuple[LossFn, Callab
     Args:
         model: a flax linen module of ten outputs.
         num_images: of the digits, as `real.digits`.
+        unit_variance: whether pixels are also divided by the standard deviation of them all.
 
     Returns:
         `loss(params) -> ()` and `initialise(key) -> params`.
@@ -35,6 +38,7 @@ def squared_error_on_digits(model: Any, num_images: int) -> tuple[LossFn, Callab
     data = real.digits(num_images)
     images = jnp.asarray(data.train_images.reshape(num_images, -1))
     inputs = images - images.mean(axis=0)
+    inputs = inputs / images.std() if unit_variance else inputs
     targets = jax.nn.one_hot(data.train_labels, 10)
 
     def loss(params: Params) -> Array:

@@ -78,6 +78,24 @@ def batches(data: Any, batch_size: int | None) -> Batches:
     return Batches((full,), (rest,) if last else (), size / length, last / length)
 
 
+def of_samples(
+    loss_fn: Callable[..., Any], params: Params, data: Any, batch_size: int | None
+) -> tuple[Params, Batches]:
+    """Return parameters and batches for gradients on each sample alone, both checked.
+
+    Raises:
+        ValueError: `data` is None, or as `batches` and `check_scalar`.
+        TypeError: a leaf of `params` is not of floating-point type.
+    """
+    params = checked_params(params)
+    if data is None:
+        message = "data=None: give the samples whose gradients are wanted"
+        raise ValueError(message)
+    cut = batches(data, batch_size)
+    check_scalar(loss_fn, params, cut.first)
+    return params, cut
+
+
 def checked_params(params: Params) -> Params:
     """Return `params` as arrays; raise where a leaf is not of floating-point type."""
     gram.check_params(params)

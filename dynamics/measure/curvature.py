@@ -137,8 +137,7 @@ def top_eigenpairs(
         num_iterations=num_iterations,
     )
     values, vectors, residuals = lanczos.ritz_pairs(tridiagonal, num=num, which=which)
-    batches = batching.batches(data, batch_size)
-    hessian_products.checked_finite(values, loss_fn, params, batches)
+    hessian_products.checked_finite(values, loss_fn, params, data, batch_size)
     return Eigenpairs(values, jax.vmap(unravel)(vectors), residuals)
 
 

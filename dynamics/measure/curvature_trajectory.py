@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import optax
 
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.measure import batching, curvature, spectrum
@@ -96,17 +96,12 @@ def follow_curvature(
                 loss_fn, at, key=density_key, num_probes=num_density_probes,
                 num_iterations=num_density_iterations, **batched,
             )  # fmt: skip
-        overlap = jax.vmap(_cosine)(top.vectors, vectors)
+        overlap = jnp.abs(jax.vmap(optax.tree.vdot)(top.vectors, vectors))  # of unit vectors
         found = CurvatureMeasurement(
-            loss, jnp.linalg.norm(ravel_pytree(gradient)[0]), top.values, top.residuals, overlap,
+            loss, optax.tree.norm(gradient), top.values, top.residuals, overlap,
             trace, density, top.vectors if keep_vectors else None,
         )  # fmt: skip
         return found, top.vectors
 
     nothing = lambda leaf: jnp.zeros((num, *jnp.shape(leaf)), jnp.result_type(leaf))
     return measure, jax.tree.map(nothing, params)
-
-
-def _cosine(one: Params, other: Params) -> Array:
-    """Return |cosine| of two unit vectors, or 0 where the other is zero."""
-    return jnp.abs(jnp.dot(ravel_pytree(one)[0], ravel_pytree(other)[0], precision="highest"))

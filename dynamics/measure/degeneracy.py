@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import leaf_names
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import gram, jacobian_rows
 
@@ -86,10 +87,7 @@ def layer_degeneracy(
         {'first': 5, 'last': 2}
     """
     params, x, _ = gram.checked(params, x, None, "mean")
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-    ]
+    paths = leaf_names.leaf_paths(params)
     plan = jacobian_rows.plan(apply_fn, params, x, None, "mean", jacobian_rows.PAIRS)
     size = min(len(x), gram.in_flight(plan)) if batch_size is None else batch_size
     if size < 1:

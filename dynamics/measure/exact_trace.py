@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import leaf_names
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import (
     batching,
@@ -151,11 +152,7 @@ def exact_hessian_diagonal(
 
 def _check_piecewise_linear(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     fine = piecewise_linear.piecewise_linear_leaves(apply_fn, params, x)
-    bent = [
-        jax.tree_util.keystr(path) or "the only leaf"
-        for path, linear in jax.tree_util.tree_leaves_with_path(fine)
-        if not linear
-    ]
+    bent = [name for name, linear in leaf_names.named_leaves(fine) if not linear]
     if bent:
         message = (
             f"apply_fn: not seen to be piecewise linear in {', '.join(bent)}; estimate by "

@@ -141,12 +141,7 @@ def empirical_fisher_vector_product(
         >>> print(empirical_fisher_vector_product(loss, 0.0, jnp.array([1.0, 3.0]))(1.0))
         5.0
     """
-    params = batching.checked_params(params)
-    if data is None:
-        message = "data=None: give the samples whose gradients are wanted"
-        raise ValueError(message)
-    batches = batching.batches(data, batch_size)
-    batching.check_scalar(loss_fn, params, batches.first)
+    params, batches = batching.of_samples(loss_fn, params, data, batch_size)
 
     def product(vector: Params) -> Params:
         def part(batch: Any) -> Params:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, Params
 from dynamics.measure import inner_products, jacobian_rows
 from dynamics.measure.inner_products import Group, Terms
@@ -123,14 +124,13 @@ def _samples(name: str, x: Array) -> Array:
 
 def check_params(params: Params) -> None:
     """Raise where `params` has no leaf, or one that is not a floating-point array."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = leaf_names.named_leaves(params)
     if not leaves:
         message = "params: no arrays in it; give a pytree of floating-point arrays"
         raise ValueError(message)
-    for path, leaf in leaves:
+    for name, leaf in leaves:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "the only leaf"
             message = f"params: {name} is of type {dtype}; make every leaf a floating-point array"
             raise TypeError(message)
 

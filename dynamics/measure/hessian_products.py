@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -61,7 +63,7 @@ def hessian_vector_product(
             return batches.mean(part)
 
     matvec = batching.checked_matvec(product, params)
-    return lambda vector: checked_finite(matvec(vector), loss_fn, params, batches)
+    return lambda vector: checked_finite(matvec(vector), loss_fn, params, data, batch_size)
 
 
 def second_derivative(
@@ -93,12 +95,13 @@ def second_derivative(
         jax.eval_shape(forwards, params)
     except (TypeError, NotImplementedError):  # a derivative given for reverse mode alone
         matvec = hessian_vector_product(loss_fn, params, data, batch_size)
-        dot = lambda v, hv: jnp.vdot(v, hv, precision="highest")
-        return lambda v: sum(jax.tree.leaves(jax.tree.map(dot, v, matvec(v))), start=jnp.zeros(()))
+        return lambda vector: optax.tree.vdot(vector, matvec(vector))
     return batching.checked_matvec(forwards, params)
 
 
-def checked_finite(found: Any, loss_fn: LossFn, params: Params, batches: batching.Batches) -> Any:
+def checked_finite(
+    found: Any, loss_fn: LossFn, params: Params, data: Any = None, batch_size: int | None = None
+) -> Any:
     """Return `found`, or raise and say which leaf is to blame where it is not finite.
 
     Under `jax.jit` and the like nothing is known, and nothing raised.
@@ -108,10 +111,11 @@ def checked_finite(found: Any, loss_fn: LossFn, params: Params, batches: batchin
         return found
     if all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
         return found
+    batches = batching.batches(data, batch_size)
     gradient = batches.mean(lambda *batch: jax.grad(lambda at: loss_fn(at, *batch))(params))
     bad = [
-        jax.tree_util.keystr(path) or "the only leaf"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        name
+        for name, leaf in leaf_names.named_leaves(gradient)
         if not bool(jnp.all(jnp.isfinite(leaf)))
     ]
     if bad:

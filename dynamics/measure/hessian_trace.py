@@ -80,8 +80,7 @@ def hessian_trace(
     sample = lambda probe_key: curvature_along(random_signs(probe_key, params))
     samples = jax.lax.map(sample, jax.random.split(key, num_probes))
     found = TraceEstimate(jnp.mean(samples), jnp.std(samples, ddof=1) / num_probes**0.5)
-    batches = batching.batches(data, batch_size)
-    return hessian_products.checked_finite(found, loss_fn, params, batches)
+    return hessian_products.checked_finite(found, loss_fn, params, data, batch_size)
 
 
 def hessian_diagonal(
@@ -118,8 +117,7 @@ def hessian_diagonal(
     zeros = jax.tree.map(jnp.zeros_like, params)
     total = jax.lax.scan(add, zeros, jax.random.split(key, num_probes))[0]
     found = jax.tree.map(lambda leaf: leaf / num_probes, total)
-    batches = batching.batches(data, batch_size)
-    return hessian_products.checked_finite(found, loss_fn, params, batches)
+    return hessian_products.checked_finite(found, loss_fn, params, data, batch_size)
 
 
 def random_signs(key: Key, like: Params) -> Params:

@@ -65,12 +65,7 @@ def per_example_gradients(
         [[1.]
          [3.]]
     """
-    params = batching.checked_params(params)
-    if data is None:
-        message = "data=None: give the samples whose gradients are wanted"
-        raise ValueError(message)
-    batches = batching.batches(data, batch_size)
-    batching.check_scalar(loss_fn, params, batches.first)
+    params, _ = batching.of_samples(loss_fn, params, data, batch_size)
 
     def gradient(sample: Any) -> Array:
         single = jax.tree.map(lambda leaf: leaf[None], sample)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -46,9 +47,8 @@ def preconditioned_loss(
     if shapes(preconditioner) != shapes(params):
         message = f"preconditioner: shapes {shapes(preconditioner)}; give {shapes(params)}"
         raise ValueError(message)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(preconditioner):
+    for name, leaf in leaf_names.named_leaves(preconditioner):
         if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.all(jnp.asarray(leaf) > 0)):
-            name = jax.tree_util.keystr(path) or "the only leaf"
             message = f"preconditioner: {name} is not positive everywhere; add an epsilon"
             raise ValueError(message)
     scale = jax.tree.map(lambda leaf: jax.lax.rsqrt(jnp.asarray(leaf)), preconditioner)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, Params
 
 
@@ -37,10 +38,7 @@ def restrict(
         >>> print(block, fn({"in/kernel": 5.0}))
         {'in/kernel': 2.0} 16.0
     """
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    named = list(zip(leaf_names.leaf_paths(params), jax.tree.leaves(params), strict=True))
     belongs = block if callable(block) else lambda path: f"/{block}/" in f"/{path}/"
     chosen = {name: leaf for name, leaf in named if belongs(name)}
     if not chosen:

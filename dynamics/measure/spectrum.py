@@ -134,8 +134,7 @@ def spectral_density(
         return nodes, vectors[0] ** 2
 
     nodes, weights = jax.lax.map(quadrature, jax.random.split(key, num_probes))
-    batches = batching.batches(data, batch_size)
-    hessian_products.checked_finite(nodes, loss_fn, params, batches)
+    hessian_products.checked_finite(nodes, loss_fn, params, data, batch_size)
     return SpectralDensity(nodes, weights, flat.size)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, LossFn, Params
 
 
@@ -97,9 +98,8 @@ def _check(params: Params, rtol: float, atol: float, max_steps: int) -> None:
         if not isinstance(value, jax.core.Tracer) and not value > 0:
             message = f"{name}={value}: give a positive number"
             raise ValueError(message)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in leaf_names.named_leaves(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path) or "the only leaf"
             message = f"params: {name} is of type {jnp.result_type(leaf)}; give floating point"
             raise TypeError(message)
 

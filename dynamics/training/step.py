@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dynamics import leaf_names
 from dynamics.aliases import Array, Key, LossFn, Params
 
 
@@ -142,10 +143,9 @@ def _descend(
 
 
 def _check_floating(params: Params) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in leaf_names.named_leaves(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "the only leaf"
             message = f"params: {name} is of type {dtype}; make every leaf a floating-point array"
             raise TypeError(message)
 

@@ -23,6 +23,7 @@ from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.data import digit_regression
 from dynamics.measure import curvature
 from dynamics.models import mlp
+from dynamics.theory import stability
 from dynamics.training import flow, step, trajectory
 from experiments import checks, contract, plotting, runner
 
@@ -65,7 +66,7 @@ class Config:
     def edges(self) -> np.ndarray:
         """Return the sharpness at which each setting becomes unstable on a quadratic (C,)."""
         rate, momentum = self.settings().T
-        return (2 + 2 * momentum) / rate
+        return stability.stability_threshold("momentum", rate, momentum)
 
 
 class Result(NamedTuple):

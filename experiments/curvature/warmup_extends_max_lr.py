@@ -21,7 +21,7 @@ import numpy as np
 
 from dynamics import parallel
 from dynamics.aliases import Array, Key
-from dynamics.data import real
+from dynamics.data import digit_regression
 from dynamics.measure import curvature
 from dynamics.models import mlp
 from dynamics.theory import catapult
@@ -139,21 +139,17 @@ def train_linear(member: tuple[Key, Array, Array], config: Config):
 
 def train_network(config: Config):
     """Return the function that trains one network on digits: loss, η × sharpness and sharpness."""
-    digits = real.digits(config.num_images)
-    images = digits.train_images.reshape(config.num_images, -1)
-    inputs = jnp.asarray((images - images.mean(axis=0)) / images.std())
-    targets = jax.nn.one_hot(digits.train_labels, 10)
     model = mlp.MLP(
         widths=(config.network_width, config.network_width, 10), weight_std=config.weight_std
     )
-
-    def loss(params):
-        return 0.5 * jnp.mean(jnp.sum((model.apply(params, inputs) - targets) ** 2, axis=1))
+    loss, initialise = digit_regression.squared_error_on_digits(
+        model, config.num_images, unit_variance=True
+    )
 
     def train(member: tuple[Key, Array, Array]):
         key, ramp, relative = member
         init_key, probe_key = jax.random.split(key)
-        params = model.init(init_key, inputs)
+        params = initialise(init_key)
         sharpest = functools.partial(curvature.top_eigenpairs, loss, key=probe_key, num=1)
         rate = relative * catapult.largest_constant_rate(sharpest(params).values[0])
         scheduled = lambda count: rate * jnp.minimum(1, (count + 1) / ramp)
