@@ -20,8 +20,9 @@ BY_PATH = {"ids": lambda path: str(path.relative_to(ROOT))}
 ARROWS = {
     "data": {"aliases"},
     "models": {"aliases"},
-    "training": {"aliases"},
-    "measure": {"aliases"},
+    "training": {"aliases", "leaf_names"},
+    "measure": {"aliases", "leaf_names"},
+    "leaf_names": {"aliases"},
     "parallel": {"aliases", "data_parallel"},
     "data_parallel": {"aliases"},
     "theory": {"aliases"},
