@@ -25,9 +25,10 @@ LARGE_PRODUCT = 3e7
 
 
 def ensemble(
-    fn: Callable[[Any], Any],
+    fn: Callable[..., Any],
     keys: Any,
     *,
+    shared: Any = None,
     engine: str = "jit",
     batching: str = "auto",
     devices: Sequence[jax.Device] | None = None,
@@ -43,6 +44,9 @@ def ensemble(
     Args:
         fn: `fn(member) -> pytree of arrays`, for one member; no collectives.
         keys: A pytree whose leaves share the leading member axis (S,): keys, or (keys, settings).
+        shared: A pytree that every member is given whole: `fn(member, shared)`. Unlike what `fn`
+            closes over it may change from call to call without a new compilation, and unlike
+            what stands in `keys` it may say how often a loop common to all members turns.
         engine: "jit" (jit over shard_map, the default) or "pmap".
         batching: "vmap", "map", or "auto": what is faster for this `fn` on these devices, see
             `choose_batching`.
@@ -66,18 +70,19 @@ def ensemble(
             raise ValueError(message)
     num_members = _num_members(keys)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(keys))
+    remainder = () if shared is None else (shared,)
     if traced or isinstance(jnp.add(0, 0), jax.core.Tracer):
-        return _batched(fn, batching, jax.default_backend())(keys)
+        return _batched(fn, batching, jax.default_backend())(keys, *remainder)
     chosen = tuple(jax.local_devices() if devices is None else devices)
     if not chosen:
         message = "devices is empty: give at least one device, or None for all"
         raise ValueError(message)
     chosen = chosen[: min(len(chosen), num_members)]
     try:
-        program = _program(fn, engine, batching, chosen, num_members)
+        program = _program(fn, engine, batching, chosen, num_members, len(remainder))
     except TypeError:  # a callable without a hash
-        program = _program.__wrapped__(fn, engine, batching, chosen, num_members)
-    return jax.device_put(program(keys), chosen[0])
+        program = _program.__wrapped__(fn, engine, batching, chosen, num_members, len(remainder))
+    return jax.device_put(program(keys, *remainder), chosen[0])
 
 
 def kernel_blocks(
@@ -227,12 +232,13 @@ def _num_members(keys: Any) -> int:
 def _batched(fn: Callable[[Any], Any], batching: str, platform: str) -> Callable[[Any], Any]:
     """Return the function of several members of one device."""
 
-    def run(members: Any) -> Any:
+    def run(members: Any, *shared: Any) -> Any:
+        of_member = lambda member: fn(member, *shared)
         how = batching
         if how == "auto":
             member = jax.eval_shape(lambda m: jax.tree.map(lambda leaf: leaf[0], m), members)
-            how = choose_batching(fn, member, platform)
-        return jax.vmap(fn)(members) if how == "vmap" else jax.lax.map(fn, members)
+            how = choose_batching(of_member, member, platform)
+        return jax.vmap(of_member)(members) if how == "vmap" else jax.lax.map(of_member, members)
 
     return run
 
@@ -245,13 +251,14 @@ def _program(
     batching: str,
     devices: tuple[jax.Device, ...],
     num_members: int,
-) -> Callable[[Any], Any]:
+    num_shared: int,
+) -> Callable[..., Any]:
     """Return the compiled function of all members, laid out over the devices."""
     batched = _batched(fn, batching, devices[0].platform)
     per_device = math.ceil(num_members / len(devices))
     rows = np.minimum(np.arange(per_device * len(devices)), num_members - 1)
     mesh = Mesh(np.array(devices), (AXIS,))
-    by_member = PartitionSpec(AXIS)
+    by_member, whole = PartitionSpec(AXIS), (PartitionSpec(),) * num_shared
     sharding = NamedSharding(mesh, by_member)
 
     def fill(keys: Any) -> Any:
@@ -259,14 +266,17 @@ def _program(
         return jax.device_put(padded, sharding)
 
     if engine == "pmap":
-        pmapped = jax.pmap(batched, axis_name=AXIS, devices=devices)
+        in_axes = (0, *(None for _ in whole))
+        pmapped = jax.pmap(batched, axis_name=AXIS, in_axes=in_axes, devices=devices)
         split = lambda leaf: leaf.reshape(len(devices), per_device, *leaf.shape[1:])
         join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_members]
-        return lambda keys: jax.tree.map(join, pmapped(jax.tree.map(split, fill(keys))))
+        return lambda keys, *shared: jax.tree.map(
+            join, pmapped(jax.tree.map(split, fill(keys)), *shared)
+        )
     # check_vma: a scan inside fn may start from a constant and go on with what differs by member.
     sharded = jax.shard_map(
-        batched, mesh=mesh, in_specs=by_member, out_specs=by_member, check_vma=False
+        batched, mesh=mesh, in_specs=(by_member, *whole), out_specs=by_member, check_vma=False
     )
-    cut = lambda members: jax.tree.map(lambda leaf: leaf[:num_members], sharded(members))
+    cut = lambda *given: jax.tree.map(lambda leaf: leaf[:num_members], sharded(*given))
     compiled = jax.jit(batched if len(devices) == 1 else cut)
-    return lambda keys: compiled(fill(keys))
+    return lambda keys, *shared: compiled(fill(keys), *shared)

@@ -25,6 +25,7 @@ ARROWS = {
     "leaf_names": {"aliases"},
     "parallel": {"aliases", "data_parallel"},
     "data_parallel": {"aliases"},
+    "long_runs": {"aliases", "parallel", "training"},
     "theory": {"aliases"},
     "aliases": set(),
     "__init__": set(),

@@ -102,6 +102,28 @@ def test_a_second_call_traces_nothing(engine):
     assert len(traced) == before > 0
 
 
+@pytest.mark.parametrize("engine", parallel.ENGINES)
+@pytest.mark.parametrize("batching", ["vmap", "map"])
+def test_what_is_shared_is_given_whole_and_may_change_without_a_new_program(engine, batching):
+    built = []
+
+    def power(member, shared):
+        built.append(1)
+        base, times = shared
+        return jax.lax.fori_loop(0, times, lambda _, value: value * base[0], member)
+
+    members = jnp.arange(1.0, 6.0)
+    run = lambda *shared: parallel.ensemble(
+        power, members, shared=shared, engine=engine, batching=batching, devices=jax.devices()[:2]
+    )
+    np.testing.assert_allclose(run(jnp.array([2.0, 9.0]), 3), members * 8)
+    once = len(built)
+    np.testing.assert_allclose(run(jnp.array([3.0, 9.0]), 2), members * 9)
+    assert len(built) == once
+    inside = jax.jit(lambda count: run(jnp.array([2.0, 0.0]), count))
+    np.testing.assert_allclose(inside(4), members * 16)
+
+
 def test_inside_jit_and_over_traced_members():
     member = lambda pair: jax.random.normal(pair[0]) * pair[1]
     pairs = members(5)

@@ -23,6 +23,12 @@ import orbax.checkpoint
 from dynamics.training import trajectory
 
 KEPT_STATES = 2  # the newest, and the one before in case the newest is torn
+Stop = Callable[[], bool]
+Observe = Callable[[Any, Any], None]  # (times, measurements) of a chunk
+
+
+class Interrupted(RuntimeError):
+    """A run was asked to stop and did, after saving a chunk; the same call goes on from there."""
 
 
 def record_in_chunks(
@@ -35,6 +41,8 @@ def record_in_chunks(
     chunk_size: int,
     memory: Any = None,
     fingerprint: str = "",
+    stop: Stop | None = None,
+    observe: Observe | None = None,
 ) -> tuple[Any, ...]:
     """Return what `trajectory.record_with_state` returns, saving every `chunk_size` times.
 
@@ -54,52 +62,109 @@ def record_in_chunks(
         memory: As in `trajectory.record`.
         fingerprint: Whatever else makes the run what it is (loss, optimiser, data), as
             text. Times, chunk size, the given state and memory, and all shapes are compared anyway.
+        stop: Asked after each chunk but the last; True ends the run there (a job that is to be
+            preempted, for example).
+        observe: Told `(times, measurements)` of each chunk when it is saved; not of those that
+            were saved before.
 
     Raises:
         ValueError: `directory` belongs to another run, holds other files, or is in use by another
             process; `chunk_size` is not positive; `times` is wrong.
+        Interrupted: `stop` returned True.
+    """
+
+    def advance(carry: Any, since: Any) -> tuple[Any, Any]:
+        found = trajectory.record_with_state(step, carry[0], measure, times=since, memory=carry[1])
+        return found[0], (found[1], None if memory is None else found[2])
+
+    carry = jax.tree.map(settled, (state, memory))
+    measured = jax.eval_shape(measure, *(carry if memory is not None else carry[:1]))
+    stacked, after = advance_in_chunks(
+        advance,
+        carry,
+        measured if memory is None else measured[0],
+        times=times,
+        directory=directory,
+        chunk_size=chunk_size,
+        fingerprint=fingerprint,
+        stop=stop,
+        observe=observe,
+    )
+    return (stacked, after[0]) if memory is None else (stacked, *after)
+
+
+def advance_in_chunks(
+    advance: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    one_measurement: Any,
+    *,
+    times: Any,
+    directory: str | os.PathLike[str],
+    chunk_size: int,
+    axis: int = 0,
+    fingerprint: str = "",
+    stop: Stop | None = None,
+    observe: Observe | None = None,
+) -> tuple[Any, Any]:
+    """Return `(measurements, carry)` of any run that can be cut at its times, saving each chunk.
+
+    Args:
+        advance: `advance(carry, times since the carry) -> (measurements, carry)`.
+        carry: Arrays at time 0.
+        one_measurement: Shapes and types of the measurements of one time.
+        times: As in `record_in_chunks`, and so on:
+        directory: The same.
+        chunk_size: The same.
+        axis: The axis of times in the measurements.
+        fingerprint: The same.
+        stop: The same.
+        observe: The same.
+
+    Raises:
+        ValueError: As `record_in_chunks`.
+        Interrupted: `stop` returned True.
     """
     if chunk_size < 1:
         message = f"chunk_size={chunk_size}: give a positive number of times"
         raise ValueError(message)
     times = np.asarray(trajectory.checked_times(times))
-    carry = jax.tree.map(_settled, (state, memory))
-    measured = jax.eval_shape(measure, *(carry if memory is not None else carry[:1]))
-    one_measurement = measured if memory is None else measured[0]
+    carry = jax.tree.map(settled, carry)
     chunks = [times[begin : begin + chunk_size] for begin in range(0, len(times), chunk_size)]
     folder = Path(directory).absolute()
     identity = {
-        "times": _digest([times]),
+        "times": digest(times),
         "chunk_size": chunk_size,
-        "state and memory": _digest([np.asarray(str(jax.tree.structure(carry))), *_arrays(carry)]),
+        "state and memory": digest(carry),
         "measurements": str(
             jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", one_measurement)
         ),
         "fingerprint": fingerprint,
     }
     with _claimed(folder, identity):
-        done, carry, saved = _resumed(folder, carry, one_measurement, chunks)
+        done, carry, saved = _resumed(folder, carry, one_measurement, chunks, axis)
         for index in range(done, len(chunks)):
             offset = chunks[index - 1][-1] if index else 0
-            measurements, *after = trajectory.record_with_state(
-                step, carry[0], measure, times=chunks[index] - offset, memory=carry[1]
-            )
-            carry = (after[0], None if memory is None else after[1])
-            saved.append(jax.tree.map(_settled, measurements))
+            measurements, carry = advance(carry, chunks[index] - offset)
+            saved.append(jax.tree.map(settled, measurements))
             _save(folder / f"measurements_{index:06}", saved[-1])
             _save(folder / f"state_{index:06}", carry)
             _remove(folder / f"state_{index - KEPT_STATES:06}")
-    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *saved)
-    return (stacked, carry[0]) if memory is None else (stacked, *carry)
+            if observe is not None:
+                observe(chunks[index], saved[-1])
+            if stop is not None and index + 1 < len(chunks) and stop():
+                message = f"stopped at step {chunks[index][-1]} of {times[-1]}; all of it is saved"
+                raise Interrupted(message)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *saved), carry
 
 
 def _resumed(
-    folder: Path, start: Any, one_measurement: Any, chunks: list[Any]
+    folder: Path, start: Any, one_measurement: Any, chunks: list[Any], axis: int
 ) -> tuple[int, Any, list[Any]]:
     """Return the number of whole chunks, the state after them, and their measurements."""
     saved = []
     for index, chunk in enumerate(chunks):
-        part = _load(folder / f"measurements_{index:06}", _stacked(one_measurement, len(chunk)))
+        shapes = _stacked(one_measurement, len(chunk), axis)
+        part = _load(folder / f"measurements_{index:06}", shapes)
         if part is None:
             break
         saved.append(part[0])
@@ -177,9 +242,9 @@ def _load(path: Path, like: Any) -> tuple[Any] | None:
     return (jax.tree.unflatten(structure, revived),)
 
 
-def _stacked(one: Any, length: int) -> Any:
-    """Return the shapes of `length` measurements like `one` on a leading axis."""
-    repeat = lambda leaf: jnp.broadcast_to(leaf, (length, *leaf.shape))
+def _stacked(one: Any, length: int, axis: int) -> Any:
+    """Return the shapes of `length` measurements like `one`, stacked on `axis`."""
+    repeat = lambda leaf: jnp.stack([leaf] * length, axis)
     return jax.eval_shape(lambda tree: jax.tree.map(repeat, tree), one)
 
 
@@ -199,7 +264,7 @@ def _revived(array: Any, like: Any) -> Any:
     return jnp.asarray(array)
 
 
-def _settled(leaf: Any) -> Any:
+def settled(leaf: Any) -> Any:
     """Return a leaf as an array whose type is not weak, as it will be when read back."""
     return leaf if _is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
 
@@ -212,21 +277,22 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
-def _digest(arrays: list[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def digest(tree: Any) -> str:
+    """Return the SHA-256 of a pytree's structure, types, shapes and bytes; keys as numbers."""
+    found = hashlib.sha256(str(jax.tree.structure(tree)).encode())
+    for array in _arrays(tree):
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():
-            digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+            found.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _note(path: Path) -> Path:
