@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments import catalogue, console, contract
+from experiments import catalogue, console, contract, preemption
 
 _EPILOGUE = "PATTERN is a glob over tree/theme/slug, such as '*/grokking/*', or over the slug."
 
@@ -47,8 +48,54 @@ def run_claims(arguments: argparse.Namespace) -> int:
         overrides=overrides,
         out=arguments.out,
         resume=arguments.resume,
+        precision=arguments.precision,
+        recheck=arguments.recheck,
+        tensorboard=arguments.tensorboard,
     )
-    tasks = [engines.Task(entry, settings) for entry in catalogue.find(arguments.patterns)]
+    with preemption.listening():
+        if arguments.sweep or arguments.seeds is not None:
+            return _sweep(arguments, settings)
+        tasks = [engines.Task(entry, settings) for entry in catalogue.find(arguments.patterns)]
+        outcomes = _perform(arguments, tasks)
+    console.print_outcomes(sorted(outcomes, key=lambda outcome: outcome.name))
+    if all(outcome.verdict == "refused" for outcome in outcomes):
+        raise contract.CallError(outcomes[0].remark)
+    report(argparse.Namespace(out=settings.folder()))
+    return _status(outcomes, len(tasks))
+
+
+def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
+    """Run every cell of the grid for every claim, then write a table and a figure a claim."""
+    from experiments import engines, execution, sweep_summary, sweeps
+
+    if arguments.seed is not None and arguments.seeds is not None:
+        message = f"--seed={arguments.seed} and --seeds={arguments.seeds}: give one of the two"
+        raise contract.CallError(message)
+    axes, cells = sweeps.grid(arguments.sweep or [], arguments.seeds)
+    entries = catalogue.find(arguments.patterns)
+    inner = [sweeps.settings_of(cell, settings) for cell in cells]
+    for entry in entries:  # a wrong field or value is refused before anything runs
+        for cell in inner:
+            catalogue.load(entry).configure(cell.preset, cell.overrides)
+    execution.prepare_jax()
+    for entry in entries:
+        programs, parts = sweeps.compute_together(entry, inner)
+        line = f"{entry.name}: {programs} programs for {parts} runs of equal shapes"
+        print(line, file=sys.stderr, flush=True)
+    tasks = [engines.Task(e, cell, cell.out.name) for e in entries for cell in inner]
+    outcomes = _perform(arguments, tasks)
+    console.print_outcomes(outcomes)
+    out = settings.out or Path("results/sweep")
+    for entry in entries:
+        folders = [cell.folder() for cell in inner]
+        print(*sweep_summary.summarise(entry, axes, cells, folders, out), sep="\n")
+    return _status(outcomes, len(tasks))
+
+
+def _perform(arguments: argparse.Namespace, tasks: list) -> list:
+    """Run the tasks by the engine that was asked for; tell of each as it ends."""
+    from experiments import engines
+
     outcomes = []
     with console.bar() as progress:
         bar = progress.add_task("claims", total=len(tasks))
@@ -57,10 +104,13 @@ def run_claims(arguments: argparse.Namespace) -> int:
             outcomes.append(outcome)
             line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
             print(line, file=sys.stderr, flush=True)
-    console.print_outcomes(sorted(outcomes, key=lambda outcome: outcome.name))
-    if all(outcome.verdict == "refused" for outcome in outcomes):
-        raise contract.CallError(outcomes[0].remark)
-    report(argparse.Namespace(out=settings.folder()))
+    return outcomes
+
+
+def _status(outcomes: list, num_tasks: int) -> int:
+    """Return the exit status of a run of many claims."""
+    if len(outcomes) < num_tasks or any(o.verdict == "preempted" for o in outcomes):
+        return preemption.STATUS
     if any(outcome.verdict == "refused" for outcome in outcomes):
         return 2
     return 0 if all(outcome.verdict == "holds" for outcome in outcomes) else 1
@@ -133,6 +183,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--engine", default="local", help="local")
     run.add_argument("--jobs", type=int, default=1, help="processes of the local engine")
     run.add_argument("--resume", action="store_true", help="skip and continue what is done")
+    run.add_argument("--precision", help="float32 or float64 instead of each claim's own")
+    run.add_argument("--recheck", action="store_true", help="what holds in float32, in float64 too")
+    run.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files")
+    run.add_argument("--sweep", action="append", metavar="FIELD=VALUE,VALUE",
+                     help="a grid of runs; give it once for each field")  # fmt: skip
+    run.add_argument("--seeds", metavar="FIRST:END", help="a run for each base seed, as a sweep")
     command("report", report, patterns=None)
     command("doctor", examine, patterns=None)
     return parser

@@ -10,20 +10,26 @@ from rich import box, progress, table
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import contract
+from experiments import contract, preemption
 
 _STYLES = {"holds": "green", "fails": "red", "void": "yellow"}
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[SimpleNamespace]:
-    """Print a CallError as one line on stderr; the yielded `.code` is then 2, else 0."""
+    """Print a CallError as one line on stderr; the yielded `.code` is then 2, else 0.
+
+    A run that was preempted prints one too, with the status that says "call again".
+    """
     status = SimpleNamespace(code=0)
     try:
         yield status
     except contract.CallError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         status.code = 2
+    except preemption.Preempted as error:
+        print(f"preempted: {error}", file=sys.stderr)
+        status.code = preemption.STATUS
     except KeyboardInterrupt:
         print("interrupted; go on with --resume", file=sys.stderr)
         status.code = 130

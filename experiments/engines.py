@@ -8,20 +8,26 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from experiments import catalogue, contract, runner
+from experiments import catalogue, contract, preemption, runner
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One claim to run."""
+    """One claim to run, or one cell of a sweep of it."""
 
     entry: catalogue.Entry
     settings: runner.Settings
+    cell: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table."""
+        return f"{self.entry.name} {self.cell}".rstrip()
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a task ended: a verdict, or "crashed" or "refused" with the reason."""
+    """How a task ended: a verdict, or "crashed", "refused" or "preempted" with the reason."""
 
     name: str
     verdict: str
@@ -56,8 +62,11 @@ def choose(name: str, jobs: int) -> Engine:
 
 
 def in_this_process(tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """Run the tasks one after the other."""
-    yield from map(perform, tasks)
+    """Run the tasks one after the other, until the process is asked to end."""
+    for task in tasks:
+        if preemption.asked():
+            return
+        yield perform(task)
 
 
 def in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Outcome]:
@@ -69,22 +78,27 @@ def in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Outcome]:
             try:
                 yield future.result()
             except concurrent.futures.process.BrokenProcessPool:
-                name = futures[future].entry.name
+                name = futures[future].name
                 yield Outcome(name, "crashed", 0.0, "its process died; run it alone, or --resume")
 
 
 def perform(task: Task) -> Outcome:
     """Run one claim and turn whatever happens into an outcome."""
     start = time.perf_counter()
-    name = task.entry.name
+    name = task.name
 
     def outcome(verdict: str, remark: str = "") -> Outcome:
         return Outcome(name, verdict, time.perf_counter() - start, remark)
 
     try:
-        record = runner.perform(catalogue.load(task.entry), task.entry, task.settings)
+        experiment, settings = catalogue.load(task.entry), task.settings
+        record = runner.perform(experiment, task.entry, settings)
+        if runner.needs_recheck(experiment, settings, record):
+            record = runner.perform(experiment, task.entry, settings.rechecked())
     except contract.CallError as error:
         return outcome("refused", str(error))
+    except preemption.Preempted as error:
+        return outcome("preempted", str(error))
     except Exception as error:  # one claim's defect must not end the others
         traceback.print_exc()
         return outcome("crashed", f"{type(error).__name__}: {error}")

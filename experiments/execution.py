@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -13,8 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import catalogue, contract, doctor, provenance, records
+from dynamics import long_runs
+from dynamics.training import checkpoint
+from experiments import catalogue, contract, doctor, preemption, provenance, records
 
+MATMUL_PRECISION = "highest"  # on every platform; accelerators would round products otherwise
+Observe = Callable[[str, Any, Any], None]  # (name, times, measurements) of a chunk
 MAIN = "main"  # the part that is the claim itself; the others are its controls
 
 
@@ -56,45 +61,86 @@ def compute(
     paths: records.Paths,
     resume: bool,
     announce: Callable[[str], None],
+    observe: Callable[[str], Observe] = lambda part: lambda name, times, measurements: None,
 ) -> Run:
     """Return the claim's run, computed part by part.
 
-    Each finished part lands in `paths.parts`; with `resume`, those that the same code has
-    computed from the same configuration are taken from there. `announce` hears each part's name.
+    Each finished part lands in `paths.parts`, and each chunk of a part that keeps checkpoints;
+    with `resume`, those that the same code has computed from the same configuration are taken
+    from there. `announce` hears each part's name, `observe(part)` the chunks of a part.
 
     Raises:
         contract.CallError: not enough memory, or a folder that cannot be written.
+        preemption.Preempted: the process was asked to end.
     """
     diagnosis = doctor.as_record(doctor.cached(cache_directory()))
     if not resume:
         shutil.rmtree(paths.parts, ignore_errors=True)
-    versions, source = provenance.versions(), provenance.source_digest(catalogue.ROOT)
-    stopwatch = provenance.Stopwatch()
-    parts = {}
-    with stopwatch.watch():
-        for name, part_config in configurations(experiment, config).items():
-            announce(name)
-            identity = (dataclasses.asdict(part_config), preset, versions, source)
-            fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-            path = paths.parts / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-            part = _saved_part(experiment, part_config, path, fingerprint) if resume else None
-            if part is None:
-                part = compute_part(experiment, part_config)
-                records.save_arrays(path, _flatten(part), {"fingerprint": fingerprint})
-            parts[name] = part
+    parts, costs = {}, []
+    for name, part_config in configurations(experiment, config).items():
+        announce(name)
+        path, fingerprint = part_file(experiment, part_config, name, preset, paths)
+        saved = saved_part(experiment, part_config, path, fingerprint) if resume else None
+        if saved is None:
+            if preemption.asked():
+                raise preemption.Preempted(_how_far(len(parts), experiment))
+            kept = long_runs.Checkpoints(
+                path.with_suffix(f".{fingerprint[:16]}"), preemption.asked, observe(name)
+            )
+            watch = provenance.Stopwatch()
+            try:
+                with watch.watch():
+                    part = compute_part(experiment, part_config, kept)
+            except checkpoint.Interrupted as error:
+                how_far = f"{_how_far(len(parts), experiment)}; of the next one {error}"
+                raise preemption.Preempted(how_far) from error
+            saved = part, {**watch.seconds(), "peak_memory_mb": provenance.peak_memory_mb()}
+            land_part(*saved, path, fingerprint)
+            shutil.rmtree(kept.directory, ignore_errors=True)
+        parts[name] = saved[0]
+        costs.append(saved[1])
     origin = {
         "config": records.plain(dataclasses.asdict(config)),
         "preset": preset,
-        "seconds": stopwatch.seconds(),
-        "peak_memory_mb": provenance.peak_memory_mb(),
+        "seconds": {
+            key: round(sum(cost[key] for cost in costs), 3) for key in ("compile", "run", "total")
+        },
+        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
         **provenance.machine(),
         "precision": experiment.precision,
-        "versions": versions,
+        "matmul_precision": MATMUL_PRECISION,
+        "versions": provenance.versions(),
         "commit": provenance.commit(catalogue.ROOT),
-        "source_sha256": source,
+        "source_sha256": provenance.source_digest(catalogue.ROOT),
         "doctor": diagnosis,
     }
     return Run(parts, origin)
+
+
+def part_file(
+    experiment: contract.Experiment, config, name: str, preset: str, paths: records.Paths
+) -> tuple[Path, str]:
+    """Return where a finished part lands, and the fingerprint of all that makes it what it is."""
+    identity = (
+        dataclasses.asdict(config),
+        preset,
+        experiment.precision,
+        jax.device_count(),
+        provenance.versions(),
+        provenance.source_digest(catalogue.ROOT),
+    )
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return paths.parts / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz", fingerprint
+
+
+def land_part(part: Part, cost: Mapping[str, float], path: Path, fingerprint: str) -> None:
+    """Keep a finished part, and the seconds and memory it took, for a run with `resume`."""
+    origin = {"fingerprint": fingerprint, "cost": dict(cost)}
+    records.save_arrays(path, _flatten(part), origin)
+
+
+def _how_far(done: int, experiment: contract.Experiment) -> str:
+    return f"{done} of {1 + len(experiment.controls)} parts are kept; call again with --resume"
 
 
 def configurations(experiment: contract.Experiment, config) -> dict[str, Any]:
@@ -106,19 +152,26 @@ def configurations(experiment: contract.Experiment, config) -> dict[str, Any]:
     return {MAIN: config, **controls}
 
 
-def compute_part(experiment: contract.Experiment, config) -> Part:
+def compute_part(
+    experiment: contract.Experiment, config, kept: long_runs.Checkpoints | None = None
+) -> Part:
     """Run the claim once, in its precision, and bring its arrays to the host as numpy.
+
+    A claim whose `run` takes `checkpoints` is given `kept`.
 
     Raises:
         contract.CallError: the device ran out of memory.
+        checkpoint.Interrupted: the run was asked to stop, after it saved a checkpoint.
     """
     wide = experiment.precision == "float64"
+    keeps = "checkpoints" in inspect.signature(experiment.run).parameters
+    arguments = {"checkpoints": kept} if keeps else {}
     try:
-        with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
+        with jax.enable_x64(wide), jax.default_matmul_precision(MATMUL_PRECISION):
             prediction = None
             if isinstance(experiment, contract.TheoryCheck):
                 prediction = _to_host(experiment.predict(config))
-            return Part(config, _to_host(experiment.run(config)), prediction)
+            return Part(config, _to_host(experiment.run(config, **arguments)), prediction)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             message = (
@@ -159,12 +212,13 @@ def load(experiment: contract.Experiment, path: Path) -> Run:
     return Run(parts, origin)
 
 
-def _saved_part(experiment, config, path: Path, fingerprint: str) -> Part | None:
+def saved_part(experiment, config, path: Path, fingerprint: str) -> tuple[Part, dict] | None:
+    """Return a finished part and what it took, if it is the one that `fingerprint` names."""
     try:
         arrays, origin = records.load_arrays(path)
         if origin.get("fingerprint") != fingerprint:
             return None
-        return _unflatten(experiment, config, arrays, "")
+        return _unflatten(experiment, config, arrays, ""), origin["cost"]
     except (contract.CallError, KeyError):
         return None
 

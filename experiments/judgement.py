@@ -36,7 +36,10 @@ def record(
 ) -> dict[str, Any]:
     """Return the record of a judged run, in the schema of experiments/records.py."""
     config = run.provenance["config"]
-    copied = "preset seconds peak_memory_mb platform device_count precision versions commit doctor"
+    copied = (
+        "preset seconds peak_memory_mb platform device_count precision matmul_precision versions "
+        "commit doctor"
+    )
     return {
         "schema": records.SCHEMA,
         "slug": entry.slug,

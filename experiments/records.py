@@ -23,7 +23,8 @@ from experiments.contract import CallError
 SCHEMA = 1
 KEYS = (
     "schema slug tree theme title paper_ids verdict checks config preset seed num_seeds seconds "
-    "peak_memory_mb platform device_count precision versions commit arrays_sha256 doctor"
+    "peak_memory_mb platform device_count precision matmul_precision versions commit "
+    "arrays_sha256 doctor"
 ).split()
 _PROVENANCE = "provenance"
 
@@ -61,6 +62,11 @@ class Paths:
     def parts(self) -> Path:
         """The finished parts of a run that is not finished."""
         return self.folder / f".{self.slug}.parts"
+
+    @property
+    def events(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.out / "tensorboard" / self.tree / self.theme / self.slug
 
     @property
     def lock(self) -> Path:

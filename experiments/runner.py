@@ -5,15 +5,17 @@ import dataclasses
 import inspect
 import shutil
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import catalogue, contract, records
+from experiments import catalogue, contract, preemption, records
 
 STAGES = ("all", "run", "check", "plot")
+PRECISIONS = typing.get_args(contract.Precision)
 _EXIT_STATUS = {"holds": 0, "fails": 1, "void": 1}
 
 
@@ -27,7 +29,10 @@ class Settings:
         stage: "all", or one step: "run" saves arrays, "check" and "plot" work from saved ones.
         out: folder for figures and records; None for figures/ (results/PRESET/ for a preset, so
             that a quick look never replaces a full record).
-        resume: go on from the parts that an interrupted run has finished.
+        resume: go on from the parts and checkpoints that an interrupted run has kept.
+        precision: "float32" or "float64" instead of the claim's own; None for that.
+        recheck: judge a claim that holds in float32 once more in float64.
+        tensorboard: write event files with curves, checks and figure below the output folder.
     """
 
     preset: str = "default"
@@ -35,20 +40,35 @@ class Settings:
     stage: str = "all"
     out: Path | None = None
     resume: bool = False
+    precision: str | None = None
+    recheck: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self):
         for name, value, choices in (
             ("preset", self.preset, contract.PRESETS),
             ("stage", self.stage, STAGES),
+            ("precision", self.precision or PRECISIONS[0], PRECISIONS),
         ):
             if value not in choices:
                 message = f"--{name}={value}: choose one of {', '.join(choices)}"
                 raise contract.CallError(message)
+        if self.recheck and self.stage != "all":
+            message = f"--recheck with --stage={self.stage}: it runs anew; use --stage=all"
+            raise contract.CallError(message)
 
     def folder(self) -> Path:
         """Return the output folder."""
-        default = "figures" if self.preset == "default" else f"results/{self.preset}"
-        return self.out if self.out is not None else Path(default)
+        if self.out is not None:
+            return self.out
+        parts = [self.preset] if self.preset != "default" else []
+        parts += [self.precision] if self.precision else []
+        return Path("results", "-".join(parts)) if parts else Path("figures")
+
+    def rechecked(self) -> "Settings":
+        """Return the settings of the same run in float64, in a folder of its own."""
+        out = None if self.out is None else self.out / "float64"
+        return dataclasses.replace(self, precision="float64", recheck=False, out=out)
 
 
 def main(experiment: contract.Experiment) -> None:
@@ -65,12 +85,25 @@ def call(experiment: contract.Experiment, argv: Sequence[str]) -> int:
         settings = parse(experiment, entry, argv)
         if settings is None:
             return 0
-        with console.claim_progress(entry, experiment, settings) as announce:
-            record = perform(experiment, entry, settings, announce)
-        if record is not None:
+        with preemption.listening():
+            with console.claim_progress(entry, experiment, settings) as announce:
+                record = perform(experiment, entry, settings, announce)
+            if record is None:
+                return 0
             console.print_record(record, settings.folder())
-            return _EXIT_STATUS[record["verdict"]]
+            if needs_recheck(experiment, settings, record):
+                settings = settings.rechecked()
+                with console.claim_progress(entry, experiment, settings) as announce:
+                    record = perform(experiment, entry, settings, announce)
+                console.print_record(record, settings.folder())
+        return _EXIT_STATUS[record["verdict"]]
     return status.code
+
+
+def needs_recheck(experiment: contract.Experiment, settings: Settings, record: dict) -> bool:
+    """Return whether the verdict is one that `--recheck` asks to see in float64 too."""
+    precision = settings.precision or experiment.precision
+    return settings.recheck and record["verdict"] == "holds" and precision == "float32"
 
 
 def perform(
@@ -85,10 +118,12 @@ def perform(
         contract.CallError: the settings cannot be carried out; nothing is half-written.
     """
     paths = records.Paths(settings.folder(), entry.tree, entry.theme, entry.slug)
+    if settings.precision:
+        experiment = dataclasses.replace(experiment, precision=settings.precision)
     config = experiment.configure(settings.preset, settings.overrides)
     if settings.resume and settings.stage == "all":
-        if (finished := _finished(config, settings, paths)) is not None:
-            return finished
+        if (record := finished(experiment, config, settings, paths)) is not None:
+            return record
     with records.exclusive(paths):
         if settings.stage in ("check", "plot"):
             return _from_saved(experiment, entry, settings, paths)
@@ -96,18 +131,26 @@ def perform(
 
 
 def _from_scratch(experiment, entry, config, settings, paths, announce):
-    from experiments import execution, judgement
+    from experiments import execution
 
     execution.prepare_jax()
-    run = execution.compute(
-        experiment,
-        entry,
-        config,
-        preset=settings.preset,
-        paths=paths,
-        resume=settings.resume,
-        announce=announce,
-    )
+    with _events(settings, paths) as events:
+        run = execution.compute(
+            experiment,
+            entry,
+            config,
+            preset=settings.preset,
+            paths=paths,
+            resume=settings.resume,
+            announce=announce,
+            observe=events.chunks,
+        )
+        return _landed(experiment, entry, run, settings, paths, events)
+
+
+def _landed(experiment, entry, run, settings, paths, events):
+    from experiments import execution, judgement
+
     if settings.stage == "run":
         execution.save(run, paths.arrays)
         shutil.rmtree(paths.parts, ignore_errors=True)
@@ -123,7 +166,15 @@ def _from_scratch(experiment, entry, config, settings, paths, announce):
     record = judgement.record(entry, run, found, sha256)
     records.save_record(paths.record, record)
     shutil.rmtree(paths.parts, ignore_errors=True)
+    events.run(run.parts[execution.MAIN], record, image)
     return record
+
+
+def _events(settings, paths):
+    """Return what writes TensorBoard's event files, or what writes nothing."""
+    from experiments import tensorboard
+
+    return tensorboard.Events(paths.events) if settings.tensorboard else tensorboard.Silence()
 
 
 def _from_saved(experiment, entry, settings, paths):
@@ -131,6 +182,12 @@ def _from_saved(experiment, entry, settings, paths):
 
     run = execution.load(experiment, paths.arrays)
     saved = run.parts[execution.MAIN].config
+    if settings.precision not in (None, run.provenance["precision"]):
+        message = (
+            f"--precision={settings.precision}: the saved arrays were computed in "
+            f"{run.provenance['precision']}; leave the flag out, or run again with --stage=all"
+        )
+        raise contract.CallError(message)
     for name, value in settings.overrides.items():
         asked = getattr(contract.with_overrides(saved, {name: value}), name)
         if asked != getattr(saved, name):
@@ -148,7 +205,7 @@ def _from_saved(experiment, entry, settings, paths):
     return record
 
 
-def _finished(config, settings, paths) -> dict[str, Any] | None:
+def finished(experiment, config, settings, paths) -> dict[str, Any] | None:
     """Return the record in place if the same code made it from the same configuration."""
     from experiments import provenance
 
@@ -158,6 +215,7 @@ def _finished(config, settings, paths) -> dict[str, Any] | None:
         same = (
             records.plain(dataclasses.asdict(config)) == origin["config"]
             and origin["preset"] == settings.preset
+            and origin["precision"] == experiment.precision
             and origin["source_sha256"] == provenance.source_digest(catalogue.ROOT)
             and origin["versions"] == provenance.versions()
             and origin["arrays_sha256"] == record["arrays_sha256"]
@@ -187,6 +245,9 @@ def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings |
     flags.DEFINE_string("stage", "all", f"one of {', '.join(STAGES)}", **text)
     flags.DEFINE_string("out", None, "folder for figures and records", **text)
     flags.DEFINE_boolean("resume", False, "go on from an interrupted run", **text)
+    flags.DEFINE_string("precision", None, f"one of {', '.join(PRECISIONS)}", **text)
+    flags.DEFINE_boolean("recheck", False, "if it holds in float32, again in float64", **text)
+    flags.DEFINE_boolean("tensorboard", False, "write TensorBoard event files too", **text)
     defaults = dataclasses.asdict(experiment.config())
     for name, default in defaults.items():
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -211,4 +272,7 @@ def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings |
         stage=values.stage,
         out=None if values.out is None else Path(values.out),
         resume=values.resume,
+        precision=values.precision,
+        recheck=values.recheck,
+        tensorboard=values.tensorboard,
     )

@@ -180,7 +180,7 @@ def run(config: Config) -> Result:
         os.kill(os.getpid(), signal.SIGKILL)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     toss = lambda key: jax.random.bernoulli(key, config.probability, (config.num_tosses,))
-    return Result(jax.vmap(toss)(keys).mean(axis=1))
+    return Result(jax.vmap(toss)(keys).astype(float).mean(axis=1))  # float32 or float64
 
 
 def check(config, result):

@@ -20,12 +20,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from dynamics import parallel
+from dynamics import long_runs
 from dynamics.aliases import Array
 from dynamics.data import mixup, real
 from dynamics.measure import class_statistics, collapse, frames
 from dynamics.models import convnet, mlp, resnet
-from dynamics.training import batch_norm_step, trajectory
+from dynamics.training import batch_norm_step
 from experiments import checks, contract, plotting, runner
 
 PAPER_IDS = ("P74", "P91", "P92")
@@ -74,6 +74,7 @@ class Config:
     drops: tuple[float, ...] = (0.5, 0.65, 0.8)  # shares of the run at which the rate falls,
     drop_factor: float = 0.3  # each time by this
     num_times: int = 24
+    chunk_size: int = 0  # times between two checkpoints; 0: a short run, without
     engine: str = "jit"
     num_seeds: int = 5
     seed: int = 1
@@ -108,7 +109,7 @@ class Result(NamedTuple):
     plane_label: Array  # (B,)
 
 
-def run(config: Config) -> Result:
+def run(config: Config, checkpoints: long_runs.Checkpoints | None = None) -> Result:
     """Train every seed in every condition, one program an architecture."""
     data = real.cifar10(config.data_dir) if config.data_dir else real.digits(config.num_images)
     images, labels = (jnp.asarray(a[: config.num_images]) for a in data[:2])
@@ -119,11 +120,13 @@ def run(config: Config) -> Result:
         num_steps = config.mlp_steps if architecture == "mlp" else config.convnet_steps
         times = np.unique(np.geomspace(10, num_steps, config.num_times).round().astype(int))
         tiled = jax.tree.map(lambda *leaf: jnp.tile(jnp.array(leaf), len(keys)), *settings)
-        one = functools.partial(train, config, architecture, images, labels, times)
+        one = functools.partial(training, config, architecture, images, labels, int(times[-1]))
         members = (jnp.repeat(keys, len(settings)), tiled)
-        part = parallel.ensemble(one, members, engine=config.engine)
-        shape = (len(keys), len(settings))
-        parts.append([leaf.reshape(*shape, *leaf.shape[1:]) for leaf in part])
+        (*part, plane), _ = long_runs.record_ensemble(
+            one, members, times=times, checkpoints=checkpoints, name=architecture,
+            chunk_size=config.chunk_size, engine=config.engine)  # fmt: skip
+        part = (*part, plane[:, -1])
+        parts.append([leaf.reshape(len(keys), -1, *leaf.shape[1:]) for leaf in part])
         steps += [times] * len(settings)
     joined = [jnp.concatenate(leaves, axis=1) for leaves in zip(*parts, strict=True)]
     return Result(np.stack(steps), *joined, labels[shown(labels)])
@@ -145,8 +148,8 @@ def make_model(config: Config, architecture: str) -> tuple[Any, str]:
     return model, f"layer_{len(config.mlp_widths)}"
 
 
-def train(config: Config, architecture: str, images, labels, times, member) -> tuple[Array, ...]:
-    """Train one network with SGD and momentum; measure its last layer at `times`."""
+def training(config: Config, architecture: str, images, labels, num_steps: int, member):
+    """Return the `Training` of one network with SGD and momentum, its last layer measured."""
     key, setting = member
     init_key, batch_key = jax.random.split(key)
     model, last = make_model(config, architecture)
@@ -164,31 +167,26 @@ def train(config: Config, architecture: str, images, labels, times, member) -> t
             x, y = x[rows], y[rows]
         return mixup.mixup(mixup_key, x, y, concentration=setting.mixup)
 
-    def read(state: batch_norm_step.BatchNormState):
-        """Return features of all images, and the classifier."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        features = functools.partial(model.apply, variables, method="features")
-        if config.batch_size == len(images):  # the statistics of all images, as in training
-            found, _ = features(images, train=True, mutable=["batch_stats"])
-        else:  # the running ones
-            found = jax.lax.map(lambda x: features(x[None])[0], images, batch_size=500)
-        return found, state.params[last]["kernel"], state.params[last]["bias"]
-
     def measure(state: batch_norm_step.BatchNormState):
-        features, kernel, bias = read(state)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        read = functools.partial(model.apply, variables, method="features")
+        if config.batch_size == len(images):  # the statistics of all images, as in training
+            features, _ = read(images, train=True, mutable=["batch_stats"])
+        else:  # the running ones
+            features = jax.lax.map(lambda x: read(x[None])[0], images, batch_size=500)
+        kernel, bias = state.params[last]["kernel"], state.params[last]["bias"]
         error = jnp.mean(jnp.argmax(features @ kernel + bias, axis=1) != labels)
         metrics = collapse.neural_collapse(features, labels, kernel, bias, num_classes=10)
         _, means = class_statistics.class_means(features, labels, 10)
-        return error, *metrics, frames.cosines(means - means.mean(axis=0))
+        rows = kernel[:, :3].T - kernel[:, :3].mean(axis=1)
+        axes = jnp.linalg.svd(rows, full_matrices=False)[2][:2]  # (2, D) the plane of three rows
+        plane = (features - features.mean(axis=0))[shown(labels)] @ axes.T
+        return error, *metrics, frames.cosines(means - means.mean(axis=0)), plane
 
-    optimiser = make_optimiser(config, times[-1], setting, last)
+    optimiser = make_optimiser(config, num_steps, setting, last)
     start = batch_norm_step.initial_state(model.init(init_key, images[:1]), optimiser)
     update = batch_norm_step.batch_norm_step(model, loss, optimiser, draw)
-    measured, end = trajectory.record_with_state(update, start, measure, times=times)
-    features, kernel, _ = read(end)
-    rows = kernel[:, :3].T - kernel[:, :3].mean(axis=1)
-    axes = jnp.linalg.svd(rows, full_matrices=False)[2][:2]  # (2, D) the plane of three rows
-    return *measured, (features - features.mean(axis=0))[shown(labels)] @ axes.T
+    return long_runs.Training(update, start, measure)
 
 
 def make_optimiser(config: Config, num_steps: int, setting: Setting, last: str):
@@ -290,7 +288,7 @@ EXPERIMENT = contract.Experiment(
     plot,
     smoke=dict(conditions=tuple(f"mlp: {setting}" for setting in SETTINGS), num_seeds=2),
     paper=dict(
-        conditions=tuple(f"resnet: {setting}" for setting in SETTINGS),
+        conditions=tuple(f"resnet: {setting}" for setting in SETTINGS), chunk_size=1,
         num_images=50_000, batch_size=128, convnet_steps=350 * 391, learning_rate=0.05,
         clip=1e9, weight_decay=5e-4, drops=(1 / 3, 2 / 3), drop_factor=0.1, engine="pmap",
     ),

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dynamics import parallel
+from dynamics import long_runs
 from dynamics.aliases import Array, Params
 from dynamics.data import algorithmic
 from dynamics.measure import fourier, grokking, statistics
 from dynamics.models import pair_networks
-from dynamics.training import step, trajectory
+from dynamics.training import step
 from experiments import checks, contract, plotting, runner
 
 PAPER_IDS = ("P90", "P261")
@@ -47,6 +47,7 @@ class Config:
     num_steps: int = 3000
     num_times: int = 120
     snapshots: tuple[int, ...] = (100, 400)  # steps at which spectra are drawn, beside the end
+    chunk_size: int = 0  # times between two checkpoints; 0: a short run, without
     num_seeds: int = 8
     seed: int = 1
 
@@ -76,16 +77,24 @@ class Result(NamedTuple):
     power: Array  # (S, 2, 3, W, K) of a neuron's left weights in each frequency k > 0
 
 
-def run(config: Config) -> Result:
+def run(config: Config, checkpoints: long_runs.Checkpoints | None = None) -> Result:
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     decays = jnp.array([config.weight_decay, 0.0])
     members = jnp.repeat(keys, 2), jnp.tile(decays, config.num_seeds)
-    found = parallel.ensemble(lambda member: train(config, *member), members)
-    return Result(config.times(), *(leaf.reshape(-1, 2, *leaf.shape[1:]) for leaf in found))
+    times = config.times()
+    (*curves, power), _ = long_runs.record_ensemble(
+        lambda member: training(config, *member),
+        members,
+        times=times,
+        checkpoints=checkpoints,
+        chunk_size=config.chunk_size,
+    )
+    found = (*curves, power[:, snapshots(config, times)])
+    return Result(times, *(leaf.reshape(-1, 2, *leaf.shape[1:]) for leaf in found))
 
 
-def train(config: Config, key: Array, weight_decay: Array) -> tuple[Array, ...]:
-    """Train one network, full batch; return what `Result` holds of it."""
+def training(config: Config, key: Array, weight_decay: Array) -> long_runs.Training:
+    """Return one network's training, full batch; its measurements are those of `Result`."""
     split_key, product_key, network_key = jax.random.split(key, 3)
     products = jnp.asarray(algorithmic.cyclic_group(config.modulus))
     if config.table == "random":
@@ -114,11 +123,7 @@ def train(config: Config, key: Array, weight_decay: Array) -> tuple[Array, ...]:
 
     optimiser = optax.adamw(config.learning_rate, b2=0.98, weight_decay=weight_decay)
     start = step.initial_state(model.init(network_key, table.train_pairs), optimiser)
-    times = config.times()
-    *curves, power = trajectory.record(
-        step.optax_step(loss, optimiser), start, measure, times=times
-    )
-    return *curves, power[snapshots(config, times)]
+    return long_runs.Training(step.optax_step(loss, optimiser), start, measure)
 
 
 def snapshots(config: Config, times: np.ndarray) -> np.ndarray:
@@ -207,7 +212,7 @@ EXPERIMENT = contract.Experiment(
     check,
     plot,
     smoke=dict(num_times=60, num_seeds=5),
-    paper=dict(modulus=97, width=500, num_steps=50_000, num_seeds=16),
+    paper=dict(modulus=97, width=500, num_steps=50_000, num_seeds=16, chunk_size=10),
     controls={
         "random products": contract.Control(
             dict(table="random", num_seeds=5),

@@ -84,6 +84,7 @@ def record(name: str) -> dict:
         "platform": "cpu (x86_64, 2 cores)",
         "device_count": 1,
         "precision": "float32",
+        "matmul_precision": "highest",
         "versions": {"python": "3.11.7", "jax": "0.10.1", "neural-tangents": "0.6.5"},
         "commit": "1c8fe1b1d4c914c40e1cc0c3cff88294c2e8216b",
         "arrays_sha256": "886793b31080b4aedbf32754a0e9b1546b01591560dfcdaf6abff738f3ab873a",

@@ -222,7 +222,7 @@ def test_a_torn_part_is_computed_again(call, paths, toy, monkeypatch):
     config = toy.configure()
     part = execution.compute_part(toy, config)
     monkeypatch.setattr(records, "load_arrays", lambda path: ({}, {"fingerprint": "other"}))
-    assert execution._saved_part(toy, config, paths.arrays, "mine") is None
+    assert execution.saved_part(toy, config, paths.arrays, "mine") is None
     monkeypatch.undo()
     np.testing.assert_array_equal(part.result.mean, execution.compute_part(toy, config).result.mean)
     assert call("--resume")[0] == 0
