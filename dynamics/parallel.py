@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dynamics.data_parallel import data_parallel
+from dynamics import placement
+from dynamics.data_parallel import data_parallel, samples_kept
 
 __all__ = ["choose_batching", "data_parallel", "ensemble", "largest_product"]
 ENGINES = ("jit", "pmap")
@@ -41,6 +42,9 @@ def ensemble(
     same `fn`, and the results are gathered on the first device, so that they mix with other arrays.
     Inside `jax.jit` the members stay on the device of the surrounding program.
 
+    In a program of several processes (`jax.distributed`) every process makes the same calls with
+    the same arguments, all the members among them, and each gets all results as arrays of its own.
+
     Args:
         fn: `fn(member) -> pytree of arrays`, for one member; no collectives.
         keys: A pytree whose leaves share the leading member axis (S,): keys, or (keys, settings).
@@ -50,12 +54,13 @@ def ensemble(
         engine: "jit" (jit over shard_map, the default) or "pmap".
         batching: "vmap", "map", or "auto": what is faster for this `fn` on these devices, see
             `choose_batching`.
-        devices: Where to run; all devices of this process by default.
+        devices: Where to run; all devices of all processes by default.
 
     Raises:
         TypeError: `fn` cannot be called.
         ValueError: `keys` is empty or its leading axes differ; unknown `engine` or `batching`;
-            no `devices`.
+            no `devices`, or none of this process; "pmap" where processes hold unequal numbers of
+            them.
 
     Example:
         >>> print(ensemble(lambda member: member**2, jnp.arange(3)))
@@ -73,16 +78,14 @@ def ensemble(
     remainder = () if shared is None else (shared,)
     if traced or isinstance(jnp.add(0, 0), jax.core.Tracer):
         return _batched(fn, batching, jax.default_backend())(keys, *remainder)
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        message = "devices is empty: give at least one device, or None for all"
-        raise ValueError(message)
-    chosen = chosen[: min(len(chosen), num_members)]
+    chosen = placement.chosen(devices)
+    if not placement.spans_processes(chosen):  # else each process must hold a part
+        chosen = chosen[: min(len(chosen), num_members)]
     try:
         program = _program(fn, engine, batching, chosen, num_members, len(remainder))
     except TypeError:  # a callable without a hash
         program = _program.__wrapped__(fn, engine, batching, chosen, num_members, len(remainder))
-    return jax.device_put(program(keys, *remainder), chosen[0])
+    return placement.gathered(program(keys, *remainder), chosen)
 
 
 def kernel_blocks(
@@ -108,7 +111,7 @@ def kernel_blocks(
         num_blocks: Blocks of rows, at most N1 of them; a multiple of the number of devices keeps
             all of them busy.
         engine: "jit" or "pmap", as in `ensemble`.
-        devices: Where to run; all devices of this process by default.
+        devices: Where to run; all devices of all processes by default, as in `ensemble`.
 
     Raises:
         ValueError: `num_blocks` below 1, an empty batch, or as `ensemble`.
@@ -238,7 +241,10 @@ def _batched(fn: Callable[[Any], Any], batching: str, platform: str) -> Callable
         if how == "auto":
             member = jax.eval_shape(lambda m: jax.tree.map(lambda leaf: leaf[0], m), members)
             how = choose_batching(of_member, member, platform)
-        return jax.vmap(of_member)(members) if how == "vmap" else jax.lax.map(of_member, members)
+        with samples_kept():
+            if how == "vmap":
+                return jax.vmap(of_member)(members)
+            return jax.lax.map(of_member, members)
 
     return run
 
@@ -263,13 +269,20 @@ def _program(
 
     def fill(keys: Any) -> Any:
         padded = keys if len(rows) == num_members else jax.tree.map(lambda leaf: leaf[rows], keys)
-        return jax.device_put(padded, sharding)
+        return placement.place(padded, sharding)
 
     if engine == "pmap":
         in_axes = (0, *(None for _ in whole))
         pmapped = jax.pmap(batched, axis_name=AXIS, in_axes=in_axes, devices=devices)
         split = lambda leaf: leaf.reshape(len(devices), per_device, *leaf.shape[1:])
         join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_members]
+        if placement.spans_processes(devices):
+            mine = placement.rows_of_this_process(devices, engine)
+            of_mine = lambda leaf: split(leaf[rows])[mine]
+            joined = lambda found: placement.whole(found, mesh, by_member)
+            return lambda keys, *shared: jax.tree.map(
+                join, joined(pmapped(jax.tree.map(of_mine, keys), *shared))
+            )
         return lambda keys, *shared: jax.tree.map(
             join, pmapped(jax.tree.map(split, fill(keys)), *shared)
         )
@@ -278,5 +291,10 @@ def _program(
         batched, mesh=mesh, in_specs=(by_member, *whole), out_specs=by_member, check_vma=False
     )
     cut = lambda *given: jax.tree.map(lambda leaf: leaf[:num_members], sharded(*given))
+    if placement.spans_processes(devices):
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        compiled = jax.jit(cut, out_shardings=everywhere)
+        place = lambda shared: placement.place(shared, everywhere)
+        return lambda keys, *shared: compiled(fill(keys), *map(place, shared))
     compiled = jax.jit(batched if len(devices) == 1 else cut)
     return lambda keys, *shared: compiled(fill(keys), *shared)
