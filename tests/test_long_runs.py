@@ -1,5 +1,11 @@
 """Ensembles of training runs in chunks, against one program and against a Python loop."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +104,57 @@ def test_the_folder_of_other_members_is_refused(members, tmp_path):
 def test_a_negative_chunk_is_refused(members):
     with pytest.raises(ValueError, match="chunk_size=-1"):
         long_runs.record_ensemble(descend, members, times=TIMES, chunk_size=-1)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+process, port, folder, stops = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+sys.path.insert(0, sys.argv[5])
+import test_long_runs as tests
+from dynamics import long_runs
+from dynamics.training import checkpoint
+
+members = jax.random.split(jax.random.key(0), 5), jax.numpy.linspace(0.1, 0.5, 5)
+mine = long_runs.Checkpoints(folder / str(process), stop=lambda: stops == "1" and process == 1)
+try:
+    found = long_runs.record_ensemble(
+        tests.descend, members, times=tests.TIMES, chunk_size=4, checkpoints=mine
+    )
+except checkpoint.Interrupted:
+    (folder / f"stopped_{process}").touch()
+else:
+    np.savez(folder / f"found_{process}.npz", *jax.tree.leaves(found))
+"""
+
+
+def test_two_processes_stop_together_and_go_on_from_what_the_first_kept(tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+    def run(stops):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        words = [str(port), str(tmp_path), stops, str(Path(__file__).parent)]
+        both = [
+            subprocess.Popen([sys.executable, str(script), str(process), *words], env=environment)
+            for process in (0, 1)
+        ]
+        assert [process.wait(120) for process in both] == [0, 0]
+
+    run("1")  # the second process is asked to stop: both do
+    assert {path.name for path in tmp_path.glob("stopped_*")} == {"stopped_0", "stopped_1"}
+    assert not (tmp_path / "1").exists(), "the first alone keeps chunks"
+    run("0")
+    members = jax.random.split(jax.random.key(0), 5), jnp.linspace(0.1, 0.5, 5)
+    with np.load(tmp_path / "found_0.npz") as one, np.load(tmp_path / "found_1.npz") as other:
+        losses = one["arr_0"]
+        np.testing.assert_allclose(losses, by_hand(members), rtol=1e-4, atol=1e-9)
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.files)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 
-from dynamics.training import trajectory
+from dynamics.training import agreement, trajectory
 
 KEPT_STATES = 2  # the newest, and the one before in case the newest is torn
 Stop = Callable[[], bool]
@@ -49,7 +49,8 @@ def record_in_chunks(
     Called again with the same arguments after being killed at any moment, it goes on from the last
     chunk that is whole and ends in the same bits as an uninterrupted run on the same machine. A
     finished run is read back without any training. It compiles once, and once more if the last
-    chunk is shorter. For one process; arrays come back on the default device.
+    chunk is shorter. Arrays come back on the default device. Of several processes, which all make
+    the same call, the first keeps the chunks, and all stop if any of them is asked to.
 
     Args:
         step: As in `trajectory.record`.
@@ -140,31 +141,36 @@ def advance_in_chunks(
         ),
         "fingerprint": fingerprint,
     }
-    with _claimed(folder, identity):
-        done, carry, saved = _resumed(folder, carry, one_measurement, chunks, axis)
+    shapes = [_stacked(one_measurement, len(chunk), axis) for chunk in chunks]
+    with contextlib.ExitStack() as held:
+        done = 0
+        saved: list[Any] = []
+        with agreement.first_process_succeeds() as keeps:  # of several it keeps everything
+            if keeps:
+                held.enter_context(_claimed(folder, identity))
+                done, carry, saved = _resumed(folder, carry, shapes)
+        done, carry, saved = _agreed(done, carry, saved, shapes)
         for index in range(done, len(chunks)):
             offset = chunks[index - 1][-1] if index else 0
             measurements, carry = advance(carry, chunks[index] - offset)
             saved.append(jax.tree.map(settled, measurements))
-            _save(folder / f"measurements_{index:06}", saved[-1])
-            _save(folder / f"state_{index:06}", carry)
-            _remove(folder / f"state_{index - KEPT_STATES:06}")
-            if observe is not None:
+            if keeps:
+                _save(folder / f"measurements_{index:06}", saved[-1])
+                _save(folder / f"state_{index:06}", carry)
+                _remove(folder / f"state_{index - KEPT_STATES:06}")
+            if keeps and observe is not None:
                 observe(chunks[index], saved[-1])
-            if stop is not None and index + 1 < len(chunks) and stop():
+            if index + 1 < len(chunks) and agreement.any_process(stop is not None and stop()):
                 message = f"stopped at step {chunks[index][-1]} of {times[-1]}; all of it is saved"
                 raise Interrupted(message)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *saved), carry
 
 
-def _resumed(
-    folder: Path, start: Any, one_measurement: Any, chunks: list[Any], axis: int
-) -> tuple[int, Any, list[Any]]:
+def _resumed(folder: Path, start: Any, shapes: list[Any]) -> tuple[int, Any, list[Any]]:
     """Return the number of whole chunks, the state after them, and their measurements."""
     saved = []
-    for index, chunk in enumerate(chunks):
-        shapes = _stacked(one_measurement, len(chunk), axis)
-        part = _load(folder / f"measurements_{index:06}", shapes)
+    for index, shape in enumerate(shapes):
+        part = _load(folder / f"measurements_{index:06}", shape)
         if part is None:
             break
         saved.append(part[0])
@@ -176,6 +182,20 @@ def _resumed(
         if path.is_dir() and not (number.isdigit() and int(number) < done):
             _remove(path)
     return done, start if carry is None else carry[0], saved[:done]
+
+
+def _agreed(
+    done: int, carry: Any, saved: list[Any], shapes: list[Any]
+) -> tuple[int, Any, list[Any]]:
+    """Return what process 0 has resumed, in every process."""
+    if jax.process_count() == 1:
+        return done, carry, saved
+    done = int(agreement.of_first_process([np.array(done)])[0])
+    blank = lambda shape: np.zeros(_plain_shape(shape).shape, _plain_shape(shape).dtype)
+    mine = (carry, saved or jax.tree.map(blank, shapes[:done]))
+    like, structure = jax.tree.flatten((carry, shapes[:done]))
+    found = agreement.of_first_process(_arrays(mine))
+    return done, *jax.tree.unflatten(structure, map(_revived, found, like))
 
 
 @contextlib.contextmanager
@@ -218,12 +238,22 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
         raise ValueError(message)
 
 
+def _checkpointer() -> orbax.checkpoint.Checkpointer:
+    """Return orbax for this process alone: otherwise it waits for all processes to save too."""
+    here = jax.process_index()
+    options = orbax.checkpoint.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix="chunks"
+    )
+    handler = orbax.checkpoint.StandardCheckpointHandler(multiprocessing_options=options)
+    return orbax.checkpoint.Checkpointer(handler, multiprocessing_options=options)
+
+
 def _save(path: Path, tree: Any) -> None:
     """Write a pytree; it counts as saved only when its digest stands beside it."""
     item = {f"{index:06}": array for index, array in enumerate(_arrays(tree)) if array.size}
     item["format"] = np.ones((), np.int32)  # orbax refuses a tree without arrays
     _remove(path)
-    with orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()) as writer:
+    with _checkpointer() as writer:
         writer.save(path, item)
     _replace(_note(path), _file_digest(path))
 
@@ -232,7 +262,7 @@ def _load(path: Path, like: Any) -> tuple[Any] | None:
     """Return the pytree saved at `path`, in a tuple of one, or None where it is absent or torn."""
     if not _note(path).is_file() or _note(path).read_text() != _file_digest(path):
         return None
-    with orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()) as reader:
+    with _checkpointer() as reader:
         item = reader.restore(path)
     leaves, structure = jax.tree.flatten(like)
     revived = []
