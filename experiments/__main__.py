@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import catalogue, console, contract, preemption
+from experiments import catalogue, console, contract, distributed, preemption
 
 _EPILOGUE = "PATTERN is a glob over tree/theme/slug, such as '*/grokking/*', or over the slug."
 
@@ -51,16 +51,19 @@ def run_claims(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         recheck=arguments.recheck,
         tensorboard=arguments.tensorboard,
+        hosts=_hosts(arguments),
     )
+    tasks = [engines.Task(entry, settings) for entry in catalogue.find(arguments.patterns)]
+    if (ended := distributed.enter(settings.hosts)) is not None:
+        return ended
     with preemption.listening():
         if arguments.sweep or arguments.seeds is not None:
             return _sweep(arguments, settings)
-        tasks = [engines.Task(entry, settings) for entry in catalogue.find(arguments.patterns)]
         outcomes = _perform(arguments, tasks)
     console.print_outcomes(sorted(outcomes, key=lambda outcome: outcome.name))
-    if all(outcome.verdict == "refused" for outcome in outcomes):
+    if outcomes and all(outcome.verdict == "refused" for outcome in outcomes):
         raise contract.CallError(outcomes[0].remark)
-    report(argparse.Namespace(out=settings.folder()))
+    distributed.decided(lambda: report(argparse.Namespace(out=settings.folder())))
     return _status(outcomes, len(tasks))
 
 
@@ -70,6 +73,9 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
 
     if arguments.seed is not None and arguments.seeds is not None:
         message = f"--seed={arguments.seed} and --seeds={arguments.seeds}: give one of the two"
+        raise contract.CallError(message)
+    if settings.hosts is not None:
+        message = "--sweep with --distributed: a grid is run by one process and its engine"
         raise contract.CallError(message)
     axes, cells = sweeps.grid(arguments.sweep or [], arguments.seeds)
     entries = catalogue.find(arguments.patterns)
@@ -103,7 +109,8 @@ def _perform(arguments: argparse.Namespace, tasks: list) -> list:
             progress.advance(bar)
             outcomes.append(outcome)
             line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
-            print(line, file=sys.stderr, flush=True)
+            if distributed.is_first():
+                print(line, file=sys.stderr, flush=True)
     return outcomes
 
 
@@ -114,6 +121,18 @@ def _status(outcomes: list, num_tasks: int) -> int:
     if any(outcome.verdict == "refused" for outcome in outcomes):
         return 2
     return 0 if all(outcome.verdict == "holds" for outcome in outcomes) else 1
+
+
+def _hosts(arguments: argparse.Namespace) -> distributed.Hosts | None:
+    values = {name: getattr(arguments, name) for name in distributed.FLAGS}
+    asked = distributed.hosts(arguments.distributed, values)
+    if asked is not None and (arguments.engine != "local" or arguments.jobs != 1):
+        message = (
+            f"--engine={arguments.engine} --jobs={arguments.jobs}: with --distributed all "
+            "processes work on one claim after the other; leave both out"
+        )
+        raise contract.CallError(message)
+    return asked
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -189,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--sweep", action="append", metavar="FIELD=VALUE,VALUE",
                      help="a grid of runs; give it once for each field")  # fmt: skip
     run.add_argument("--seeds", metavar="FIRST:END", help="a run for each base seed, as a sweep")
+    run.add_argument("--distributed", action="store_true", help="run as one of several processes")
+    for name, meaning in distributed.FLAGS.items():
+        run.add_argument(f"--{name}", help=meaning)
     command("report", report, patterns=None)
     command("doctor", examine, patterns=None)
     return parser

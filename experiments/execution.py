@@ -15,8 +15,16 @@ import jax
 import numpy as np
 
 from dynamics import long_runs
-from dynamics.training import checkpoint
-from experiments import catalogue, contract, doctor, preemption, provenance, records
+from dynamics.training import agreement, checkpoint
+from experiments import (
+    catalogue,
+    contract,
+    distributed,
+    doctor,
+    preemption,
+    provenance,
+    records,
+)
 
 MATMUL_PRECISION = "highest"  # on every platform; accelerators would round products otherwise
 Observe = Callable[[str, Any, Any], None]  # (name, times, measurements) of a chunk
@@ -68,44 +76,40 @@ def compute(
     Each finished part lands in `paths.parts`, and each chunk of a part that keeps checkpoints;
     with `resume`, those that the same code has computed from the same configuration are taken
     from there. `announce` hears each part's name, `observe(part)` the chunks of a part.
+    Of several processes the first has all parts, the others those that were computed now.
 
     Raises:
         contract.CallError: not enough memory, or a folder that cannot be written.
         preemption.Preempted: the process was asked to end.
     """
-    diagnosis = doctor.as_record(doctor.cached(cache_directory()))
-    if not resume:
+    diagnosis = distributed.worst(doctor.as_record(doctor.cached(cache_directory())))
+    if not resume and distributed.is_first():
         shutil.rmtree(paths.parts, ignore_errors=True)
     parts, costs = {}, []
     for name, part_config in configurations(experiment, config).items():
         announce(name)
-        path, fingerprint = part_file(experiment, part_config, name, preset, paths)
-        saved = saved_part(experiment, part_config, path, fingerprint) if resume else None
-        if saved is None:
-            if preemption.asked():
+        place = part_file(experiment, part_config, name, preset, paths)
+        saved = None
+        if resume and distributed.is_first():
+            saved = saved_part(experiment, part_config, *place)
+        if distributed.decided(lambda saved=saved: saved is None):
+            if agreement.any_process(preemption.asked()):
                 raise preemption.Preempted(_how_far(len(parts), experiment))
-            kept = long_runs.Checkpoints(
-                path.with_suffix(f".{fingerprint[:16]}"), preemption.asked, observe(name)
-            )
-            watch = provenance.Stopwatch()
             try:
-                with watch.watch():
-                    part = compute_part(experiment, part_config, kept)
+                saved = _measured_part(experiment, part_config, place, observe(name))
             except checkpoint.Interrupted as error:
                 how_far = f"{_how_far(len(parts), experiment)}; of the next one {error}"
                 raise preemption.Preempted(how_far) from error
-            saved = part, {**watch.seconds(), "peak_memory_mb": provenance.peak_memory_mb()}
-            land_part(*saved, path, fingerprint)
-            shutil.rmtree(kept.directory, ignore_errors=True)
-        parts[name] = saved[0]
-        costs.append(saved[1])
+        if saved is not None:
+            parts[name] = saved[0]
+            costs.append(saved[1])
     origin = {
         "config": records.plain(dataclasses.asdict(config)),
         "preset": preset,
         "seconds": {
             key: round(sum(cost[key] for cost in costs), 3) for key in ("compile", "run", "total")
         },
-        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
+        "peak_memory_mb": max((cost["peak_memory_mb"] for cost in costs), default=0.0),
         **provenance.machine(),
         "precision": experiment.precision,
         "matmul_precision": MATMUL_PRECISION,
@@ -115,6 +119,22 @@ def compute(
         "doctor": diagnosis,
     }
     return Run(parts, origin)
+
+
+def _measured_part(
+    experiment: contract.Experiment, config, place: tuple[Path, str], observe: Observe
+) -> tuple[Part, dict]:
+    """Compute a part, keep it, and return it with the seconds and memory that it took."""
+    path, fingerprint = place
+    folder = path.with_suffix(f".{fingerprint[:16]}")
+    kept = long_runs.Checkpoints(folder, preemption.asked, observe)
+    watch = provenance.Stopwatch()
+    with watch.watch():
+        part = distributed.together(lambda: compute_part(experiment, config, kept))
+    cost = {**watch.seconds(), "peak_memory_mb": provenance.peak_memory_mb()}
+    distributed.decided(lambda: land_part(part, cost, path, fingerprint))
+    shutil.rmtree(folder, ignore_errors=True)
+    return part, cost
 
 
 def part_file(

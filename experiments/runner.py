@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import catalogue, contract, preemption, records
+from experiments import catalogue, contract, distributed, preemption, records
 
 STAGES = ("all", "run", "check", "plot")
 PRECISIONS = typing.get_args(contract.Precision)
@@ -33,6 +33,7 @@ class Settings:
         precision: "float32" or "float64" instead of the claim's own; None for that.
         recheck: judge a claim that holds in float32 once more in float64.
         tensorboard: write event files with curves, checks and figure below the output folder.
+        hosts: the other processes of the run, and how to join them; None for a run of its own.
     """
 
     preset: str = "default"
@@ -43,6 +44,7 @@ class Settings:
     precision: str | None = None
     recheck: bool = False
     tensorboard: bool = False
+    hosts: distributed.Hosts | None = None
 
     def __post_init__(self):
         for name, value, choices in (
@@ -53,6 +55,9 @@ class Settings:
             if value not in choices:
                 message = f"--{name}={value}: choose one of {', '.join(choices)}"
                 raise contract.CallError(message)
+        if self.hosts is not None and self.stage in ("check", "plot"):
+            message = f"--stage={self.stage}: is done by one process; leave --distributed out"
+            raise contract.CallError(message)
         if self.recheck and self.stage != "all":
             message = f"--recheck with --stage={self.stage}: it runs anew; use --stage=all"
             raise contract.CallError(message)
@@ -85,6 +90,8 @@ def call(experiment: contract.Experiment, argv: Sequence[str]) -> int:
         settings = parse(experiment, entry, argv)
         if settings is None:
             return 0
+        if (ended := distributed.enter(settings.hosts)) is not None:
+            return ended
         with preemption.listening():
             with console.claim_progress(entry, experiment, settings) as announce:
                 record = perform(experiment, entry, settings, announce)
@@ -120,11 +127,18 @@ def perform(
     paths = records.Paths(settings.folder(), entry.tree, entry.theme, entry.slug)
     if settings.precision:
         experiment = dataclasses.replace(experiment, precision=settings.precision)
-    config = experiment.configure(settings.preset, settings.overrides)
+    configure = lambda: experiment.configure(settings.preset, settings.overrides)
+    config = distributed.together(configure)
+    if settings.hosts is not None:
+        from experiments import provenance
+
+        identity = _identity(entry, experiment, config, settings)
+        distributed.agree(**identity, versions=provenance.versions())
     if settings.resume and settings.stage == "all":
-        if (record := finished(experiment, config, settings, paths)) is not None:
-            return record
-    with records.exclusive(paths):
+        kept = distributed.decided(lambda: finished(experiment, config, settings, paths))
+        if kept is not None:
+            return kept
+    with distributed.held_by_first(lambda: records.exclusive(paths)):
         if settings.stage in ("check", "plot"):
             return _from_saved(experiment, entry, settings, paths)
         return _from_scratch(experiment, entry, config, settings, paths, announce)
@@ -145,7 +159,8 @@ def _from_scratch(experiment, entry, config, settings, paths, announce):
             announce=announce,
             observe=events.chunks,
         )
-        return _landed(experiment, entry, run, settings, paths, events)
+        land = lambda: _landed(experiment, entry, run, settings, paths, events)
+        return distributed.decided(land)
 
 
 def _landed(experiment, entry, run, settings, paths, events):
@@ -174,7 +189,8 @@ def _events(settings, paths):
     """Return what writes TensorBoard's event files, or what writes nothing."""
     from experiments import tensorboard
 
-    return tensorboard.Events(paths.events) if settings.tensorboard else tensorboard.Silence()
+    wanted = settings.tensorboard and distributed.is_first()
+    return tensorboard.Events(paths.events) if wanted else tensorboard.Silence()
 
 
 def _from_saved(experiment, entry, settings, paths):
@@ -203,6 +219,22 @@ def _from_saved(experiment, entry, settings, paths):
     record = judgement.record(entry, run, found, run.provenance["arrays_sha256"])
     records.save_record(paths.record, record)
     return record
+
+
+def _identity(entry, experiment, config, settings) -> dict[str, Any]:
+    """Return what makes two processes do the same run, but for the versions of packages."""
+    from experiments import provenance
+
+    return {
+        "claim": entry.name,
+        "configuration": records.plain(dataclasses.asdict(config)),
+        "preset": settings.preset,
+        "precision": experiment.precision,
+        "recheck": settings.recheck,
+        "stage": settings.stage,
+        "resume": settings.resume,
+        "code": provenance.source_digest(catalogue.ROOT)[:12],
+    }
 
 
 def finished(experiment, config, settings, paths) -> dict[str, Any] | None:
@@ -249,6 +281,9 @@ def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings |
     flags.DEFINE_boolean("recheck", False, "if it holds in float32, again in float64", **text)
     flags.DEFINE_boolean("tensorboard", False, "write TensorBoard event files too", **text)
     defaults = dataclasses.asdict(experiment.config())
+    flags.DEFINE_boolean("distributed", False, "run as one of several processes", **text)
+    for name, meaning in distributed.FLAGS.items():
+        flags.DEFINE_string(name, None, meaning, **text)
     for name, default in defaults.items():
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         flags.DEFINE_string(name, None, f"default: {shown}", **text)
@@ -275,4 +310,7 @@ def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings |
         precision=values.precision,
         recheck=values.recheck,
         tensorboard=values.tensorboard,
+        hosts=distributed.hosts(
+            values.distributed, {name: values[name].value for name in distributed.FLAGS}
+        ),
     )
