@@ -2,14 +2,17 @@
 
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import catalogue, checks, execution, judgement
+from experiments import __main__ as command_line
+from experiments import catalogue, checks, execution, judgement, runner, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,6 +91,36 @@ def test_commands_that_the_readme_names_exist():
     assert all(f"\n{target}:" in makefile for target in targets if target not in ("and",))
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "figures" in listed.stdout
+
+
+def test_the_listing_of_the_guide_to_scale():
+    space = {}
+    (code,) = blocks("docs/scale.md")
+    exec(code, space)
+    weights = np.asarray(space["params"], np.float64)
+    x, y = (np.asarray(a, np.float64) for a in (space["inputs"], space["targets"]))
+    alone = np.mean((np.tanh(x @ weights) - y) ** 2)
+    np.testing.assert_allclose(space["spread"](space["params"], (x, y)), alone, rtol=1e-4)
+    assert space["top"].values[0] > space["top"].values[1]
+
+
+def test_the_commands_of_the_guide_to_scale_are_understood():
+    text = (ROOT / "docs" / "scale.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"python -m (experiments(?:\.\w+)*)((?: +[^\s#`|\"]+)*)", text)
+    assert len(commands) >= 12
+    for module, words in commands:
+        argv = shlex.split(words)
+        if module == "experiments":
+            arguments = command_line._parser().parse_args(argv)
+            patterns = getattr(arguments, "patterns", None) or ["*"]
+            cells = sweeps.grid(getattr(arguments, "sweep", None) or [], None)[1]
+            for experiment in map(catalogue.load, catalogue.find(patterns) if cells[0] else ()):
+                experiment.configure(overrides=cells[0])
+        else:
+            (entry,) = (entry for entry in catalogue.walk() if entry.module == module)
+            experiment = catalogue.load(entry)
+            settings = runner.parse(experiment, entry, [entry.slug, *argv])
+            experiment.configure(settings.preset, settings.overrides)
 
 
 def test_verdict_table_of_the_readme_is_of_the_committed_records():
