@@ -100,15 +100,17 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
 
 def _perform(arguments: argparse.Namespace, tasks: list) -> list:
     """Run the tasks by the engine that was asked for; tell of each as it ends."""
-    from experiments import engines
-
     outcomes = []
+    engine = _engine(arguments)
     with console.bar() as progress:
         bar = progress.add_task("claims", total=len(tasks))
-        for outcome in engines.choose(arguments.engine, arguments.jobs)(tasks):
+        for outcome in engine(tasks):
+            line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
+            if outcome.verdict == "retried":
+                print(f"{line}: {outcome.remark}", file=sys.stderr, flush=True)
+                continue
             progress.advance(bar)
             outcomes.append(outcome)
-            line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
             if distributed.is_first():
                 print(line, file=sys.stderr, flush=True)
     return outcomes
@@ -126,13 +128,35 @@ def _status(outcomes: list, num_tasks: int) -> int:
 def _hosts(arguments: argparse.Namespace) -> distributed.Hosts | None:
     values = {name: getattr(arguments, name) for name in distributed.FLAGS}
     asked = distributed.hosts(arguments.distributed, values)
-    if asked is not None and (arguments.engine != "local" or arguments.jobs != 1):
+    if asked is not None and (arguments.engine != "local" or arguments.jobs not in (None, 1)):
         message = (
             f"--engine={arguments.engine} --jobs={arguments.jobs}: with --distributed all "
             "processes work on one claim after the other; leave both out"
         )
         raise contract.CallError(message)
     return asked
+
+
+def _engine(arguments: argparse.Namespace):
+    """Return the engine that the flags of `run` ask for."""
+    from experiments import engines
+
+    cluster = engines.Cluster(
+        address=arguments.ray_address,
+        cpus_per_claim=arguments.cpus_per_claim,
+        gpus_per_claim=arguments.gpus_per_claim,
+    )
+    retries = engines.RETRIES if arguments.retries is None else arguments.retries
+    if arguments.engine == "ray" and arguments.recheck and arguments.out is None:
+        message = "--recheck with --engine=ray: give --out, for the records of both"
+        raise contract.CallError(message)
+    return engines.choose(
+        arguments.engine,
+        arguments.jobs,
+        retries=retries,
+        cluster=cluster,
+        stop=preemption.asked,
+    )
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -199,8 +223,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", help="base seed of every claim")
     run.add_argument("--smoke", action="store_true", help="the run of a few seconds")
     run.add_argument("--preset", help=" or ".join(contract.PRESETS))
-    run.add_argument("--engine", default="local", help="local")
-    run.add_argument("--jobs", type=int, default=1, help="processes of the local engine")
+    run.add_argument("--engine", default="local", help="local, or ray (the extra `cluster`)")
+    run.add_argument("--jobs", type=int, help="claims at a time; 1 unless given")
+    run.add_argument("--retries", type=int, help="of a claim whose process dies; 2 unless given")
+    run.add_argument("--ray_address", metavar="auto|HOST:PORT|ray://HOST:PORT",
+                     help="a Ray cluster; without it one is started here")  # fmt: skip
+    run.add_argument("--cpus_per_claim", type=float, help="cores of that cluster for a claim; 2")
+    run.add_argument("--gpus_per_claim", type=float, default=0.0, help="for ray; may be a share")
     run.add_argument("--resume", action="store_true", help="skip and continue what is done")
     run.add_argument("--precision", help="float32 or float64 instead of each claim's own")
     run.add_argument("--recheck", action="store_true", help="what holds in float32, in float64 too")

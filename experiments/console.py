@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from experiments import contract, preemption
 
+SLOWEST = 10  # claims named after a run of more than as many
 _STYLES = {"holds": "green", "fails": "red", "void": "yellow"}
 
 
@@ -128,6 +129,18 @@ def print_outcomes(outcomes: list) -> None:
             escape(outcome.remark),
         )
     output().print(summary)
+    if len(outcomes) > SLOWEST:
+        print_slowest(outcomes)
+
+
+def print_slowest(outcomes: list) -> None:
+    """Print the claims that took longest, and their share of all the seconds."""
+    slowest = sorted(outcomes, key=lambda outcome: -outcome.seconds)[:SLOWEST]
+    total = sum(outcome.seconds for outcome in outcomes)
+    part = sum(outcome.seconds for outcome in slowest)
+    print(f"the slowest {SLOWEST} took {part:.0f} of {total:.0f} s:")
+    for outcome in slowest:
+        print(f"  {outcome.seconds:7.1f} s  {outcome.name}")
 
 
 def number(value: float | None) -> str:

@@ -1,14 +1,17 @@
-"""Where many claims run: in this process, in a pool of processes, later on a cluster."""
+"""Where many claims run: in this process, in several processes, on a Ray cluster."""
 
-import concurrent.futures
+import contextlib
 import dataclasses
-import multiprocessing
+import functools
+import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from experiments import catalogue, contract, preemption, runner
+from experiments import catalogue, contract, preemption, records, runner
+
+RETRIES = 2  # of a claim whose process or worker dies; a claim's own error is not tried again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +27,52 @@ class Task:
         """What to call it in a table."""
         return f"{self.entry.name} {self.cell}".rstrip()
 
+    @property
+    def paths(self) -> records.Paths:
+        """Where its files land."""
+        entry = self.entry
+        return records.Paths(self.settings.folder(), entry.tree, entry.theme, entry.slug)
+
+    def going_on(self) -> "Task":
+        """Return the task that takes what an interrupted try has kept."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, resume=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a task ended: a verdict, or "crashed", "refused" or "preempted" with the reason."""
+    """How a task ended: a verdict, or "crashed", "refused" or "preempted" with the reason.
+
+    "retried" is the one that is no end: the process died, and another outcome follows.
+    """
 
     name: str
     verdict: str
     seconds: float
     remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What the Ray engine runs on.
+
+    Attributes:
+        address: of a cluster that is there, as ray.init takes it; None for an embedded one.
+        cpus_per_claim: cores that Ray sets aside for a claim on a cluster that has an address;
+            None for two, which claims are sized for.
+        gpus_per_claim: GPUs for a claim, or a share of one; with 0 a claim runs on the CPU.
+    """
+
+    address: str | None = None
+    cpus_per_claim: float | None = None
+    gpus_per_claim: float = 0.0
+
+    def __post_init__(self):
+        for name in ("cpus_per_claim", "gpus_per_claim"):
+            value = getattr(self, name)
+            allowed = value is None or 0 <= value < 1 or (1 <= value < 2**16 and value % 1 == 0)
+            if not allowed or (name == "cpus_per_claim" and value == 0):
+                message = f"--{name}={value}: give a whole number, or a share of one such as 0.5"
+                raise contract.CallError(message)
 
 
 class Engine(Protocol):
@@ -43,22 +83,53 @@ class Engine(Protocol):
         ...
 
 
-def choose(name: str, jobs: int) -> Engine:
+def choose(
+    name: str,
+    jobs: int | None,
+    *,
+    retries: int = RETRIES,
+    cluster: Cluster = Cluster(),
+    stop: Callable[[], bool] = lambda: False,
+) -> Engine:
     """Return the engine called `name`.
 
+    Args:
+        name: "local" or "ray".
+        jobs: claims at a time, None for one; not for a cluster with an address, which decides.
+        retries: how often a claim whose process dies is tried again.
+        cluster: of the Ray engine alone.
+        stop: asked now and then; once it says so, engines of several processes end early.
+
     Raises:
-        contract.CallError: unknown name, or fewer than one job.
+        contract.CallError: unknown name, too few jobs or retries, Ray not installed, or options
+            of another engine.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         message = f"--jobs={jobs}: give a number of processes of at least 1"
         raise contract.CallError(message)
+    if retries < 0:
+        message = f"--retries={retries}: give 0 or more"
+        raise contract.CallError(message)
     if name == "ray":
-        message = "--engine=ray: not built yet; use --engine=local with --jobs=N"
-        raise contract.CallError(message)
+        from experiments import ray_engine
+
+        ray_engine.require(jobs, cluster)
+        return functools.partial(
+            ray_engine.on_cluster, jobs=jobs or 1, cluster=cluster, retries=retries, stop=stop
+        )
     if name != "local":
-        message = f"--engine={name}: choose local"
+        message = f"--engine={name}: choose local or ray"
         raise contract.CallError(message)
-    return in_this_process if jobs == 1 else lambda tasks: in_processes(tasks, jobs)
+    for flag, value in dataclasses.asdict(cluster).items():
+        if value:
+            flag = "ray_address" if flag == "address" else flag
+            message = f"--{flag}={value}: only with --engine=ray"
+            raise contract.CallError(message)
+    if jobs in (None, 1):
+        return in_this_process
+    from experiments import process_pool
+
+    return functools.partial(process_pool.in_processes, jobs=jobs, retries=retries, stop=stop)
 
 
 def in_this_process(tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -69,17 +140,20 @@ def in_this_process(tasks: Sequence[Task]) -> Iterator[Outcome]:
         yield perform(task)
 
 
-def in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Outcome]:
-    """Run the tasks in a pool of processes; a claim whose process dies is reported as crashed."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = {pool.submit(perform, task): task for task in tasks}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                yield future.result()
-            except concurrent.futures.process.BrokenProcessPool:
-                name = futures[future].name
-                yield Outcome(name, "crashed", 0.0, "its process died; run it alone, or --resume")
+def longest_first(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks by the seconds of their last records, unknown ones first.
+
+    Several processes then end at about the same time, not one long claim after all others.
+    """
+
+    def seconds(task: Task) -> float:
+        committed = dataclasses.replace(task.paths, out=catalogue.ROOT / "figures")
+        for paths in (task.paths, committed):
+            with contextlib.suppress(contract.CallError, KeyError, TypeError, ValueError):
+                return float(records.load_record(paths.record)["seconds"]["total"])
+        return math.inf
+
+    return sorted(tasks, key=seconds, reverse=True)
 
 
 def perform(task: Task) -> Outcome:
@@ -102,10 +176,11 @@ def perform(task: Task) -> Outcome:
     except Exception as error:  # one claim's defect must not end the others
         traceback.print_exc()
         return outcome("crashed", f"{type(error).__name__}: {error}")
-    return outcome(record["verdict"], _remark(task, record))
+    return outcome(record["verdict"], remark(task, record))
 
 
-def _remark(task: Task, record: dict) -> str:
+def remark(task: Task, record: dict) -> str:
+    """Return what a summary says beside the verdict: the checks that made it so."""
     red = [check for check in record["checks"] if not check["passed"]]
     if record["verdict"] == "void":
         red = [check for check in red if check["role"] == "precondition"]

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import catalogue, engines, records, runner
+from experiments import catalogue, console, engines, records, runner
 
 
 @pytest.fixture
@@ -64,7 +64,10 @@ def test_a_corrupt_record_is_shown_not_fatal(call, tmp_path):
         (["run", "*", "--smoke", "--preset=paper"], "--preset=paper"),
         (["run", "*", "--jobs=0"], "--jobs=0"),
         (["run", "*", "--jobs=many"], "--jobs"),
-        (["run", "*", "--engine=ray"], "--engine=ray"),
+        (["run", "*", "--engine=ray", "--jobs=0"], "--jobs=0"),
+        (["run", "*", "--gpus_per_claim=1"], "--engine=ray"),
+        (["run", "*", "--gpus_per_claim=many"], "--gpus_per_claim"),
+        (["run", "*", "--retries=-1"], "--retries=-1"),
         (["run", "*", "--engine=warp"], "--engine=warp"),
         (["run", "*", "--see=2"], "--see=2"),
         (["fly"], "fly"),
@@ -95,6 +98,15 @@ def test_a_crash_is_told_and_does_not_end_the_others(call, monkeypatch):
     status, out, _ = call("run", "*")
     assert status == 1
     assert "crashed" in out
+
+
+def test_the_slowest_ten_of_many_are_named(capsys):
+    outcomes = [engines.Outcome(f"claim_{i}", "holds", float(i)) for i in range(13)]
+    console.print_outcomes(outcomes[:10])
+    assert "slowest" not in capsys.readouterr().out
+    console.print_outcomes(outcomes)
+    told = capsys.readouterr().out.partition("the slowest 10 took 75 of 78 s:\n")[2].split()
+    assert told[2::3] == [f"claim_{i}" for i in range(12, 2, -1)]
 
 
 def test_a_pool_of_processes_runs_real_claims(tmp_path):
