@@ -18,16 +18,17 @@ CLAIMS = [
 BY_PATH = {"ids": lambda path: str(path.relative_to(ROOT))}
 # Each package of the library, and what it may take from the others.
 ARROWS = {
-    "data": {"aliases"},
-    "models": {"aliases"},
-    "training": {"aliases", "leaf_names"},
-    "measure": {"aliases", "leaf_names"},
+    "data": {"aliases", "arguments"},
+    "models": {"aliases", "arguments"},
+    "training": {"aliases", "arguments", "leaf_names"},
+    "measure": {"aliases", "arguments", "leaf_names"},
     "leaf_names": {"aliases"},
+    "arguments": {"leaf_names"},
     "parallel": {"aliases", "data_parallel", "placement"},
     "data_parallel": {"aliases", "placement"},
     "placement": {"aliases"},
     "long_runs": {"aliases", "parallel", "training"},
-    "theory": {"aliases"},
+    "theory": {"aliases", "arguments"},
     "aliases": set(),
     "__init__": set(),
 }
