@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -26,7 +27,7 @@ def cyclic_group(order: int) -> np.ndarray:
         >>> cyclic_group(3).tolist()
         [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
     """
-    _at_least(order, 1, "order")
+    arguments.counts(order=order)
     elements = np.arange(order, dtype=np.int32)
     return (elements[:, None] + elements) % order
 
@@ -36,7 +37,7 @@ def dihedral_group(num_corners: int) -> np.ndarray:
 
     Element k < n is the rotation by k corners, n + k that rotation after a reflection.
     """
-    _at_least(num_corners, 1, "num_corners")
+    arguments.counts(num_corners=num_corners)
     elements = np.arange(2 * num_corners)
     turn, flip = elements % num_corners, elements // num_corners
     sign = np.where(flip, -1, 1)
@@ -49,7 +50,7 @@ def symmetric_group(degree: int) -> np.ndarray:
 
     Element a times b is the permutation that does b first.
     """
-    _at_least(degree, 1, "degree")
+    arguments.counts(degree=degree)
     permutations = list(itertools.permutations(range(degree)))
     place = {permutation: i for i, permutation in enumerate(permutations)}
     return np.array(
@@ -59,6 +60,9 @@ def symmetric_group(degree: int) -> np.ndarray:
 
 def product_group(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the Cayley table of the direct product; element (a, b) is a * len(right) + b."""
+    arguments.shapes("G G, H H", left=left, right=right)
+    arguments.labels(len(left), left=left)
+    arguments.labels(len(right), right=right)
     size = len(right)
     table = left[:, None, :, None] * size + right[None, :, None, :]
     return table.reshape(len(left) * size, -1).astype(np.int32)
@@ -75,10 +79,11 @@ def split_table(key: Key, cayley_table: np.ndarray, train_fraction: float) -> Ta
     Raises:
         ValueError: `cayley_table` is not square or the split leaves one side empty.
     """
+    arguments.keys(key=key)
+    arguments.shapes("G G", cayley_table=cayley_table)
+    arguments.fractions(train_fraction=train_fraction)
     order = len(cayley_table)
-    if cayley_table.shape != (order, order):
-        message = f"cayley_table has shape {cayley_table.shape}; give (G, G)"
-        raise ValueError(message)
+    arguments.labels(order, cayley_table=cayley_table)
     num_train = round(train_fraction * order**2)
     if not 0 < num_train < order**2:
         message = f"train_fraction={train_fraction}: {num_train} of {order**2} pairs would train"
@@ -114,10 +119,13 @@ def sparse_modular_addition(
     Reference: Odonnat, Bouaziz, Cabannes 2025, "Easing Optimization Paths: a Circuit
     Perspective"; their terms are the first five of twelve.
     """
-    _at_least(modulus, 2, "modulus")
+    arguments.keys(key=key)
+    arguments.integers(2, modulus=modulus)
+    arguments.counts(num_samples=num_samples, length=length)
+    arguments.shapes("K", positions=positions)
     distinct = set(positions)
     if not distinct or len(distinct) < len(positions) or not distinct <= set(range(length)):
-        message = f"positions={positions}: give different ones from 0 to {length - 1}"
+        message = f"positions={positions}: give different ones from 0 to length - 1 = {length - 1}"
         raise ValueError(message)
     tokens = jax.random.randint(key, (num_samples, length), 0, modulus, jnp.int32)
     return Sequences(tokens, tokens[:, np.array(positions)].sum(axis=1) % modulus)
@@ -144,27 +152,19 @@ def corrupt_labels(key: Key, labels: Array, num_classes: int, fraction: float) -
         fraction: share of the labels that is replaced, from 0 to 1.
 
     Raises:
-        ValueError: `labels` is not one-dimensional and non-empty, `num_classes` is below 1, or
-            `fraction` is outside [0, 1].
+        ValueError: `labels` is not one-dimensional and non-empty or one is out of range,
+            `num_classes` is below 1, or `fraction` is outside [0, 1].
 
     Reference: Doshi, Das, He, Gromov 2023, arXiv:2310.13061, section 2.
     """
-    _at_least(num_classes, 1, "num_classes")
+    arguments.keys(key=key)
+    arguments.counts(num_classes=num_classes)
+    arguments.shapes("N", labels=labels)
+    arguments.labels(num_classes, labels=labels)
+    arguments.fractions(fraction=fraction)
     labels = jnp.asarray(labels)
-    if labels.ndim != 1 or not labels.size:
-        message = f"labels has shape {labels.shape}; give (N,), at least one label"
-        raise ValueError(message)
-    if not 0 <= fraction <= 1:
-        message = f"fraction={fraction}: give a share from 0 to 1"
-        raise ValueError(message)
     choice_key, label_key = jax.random.split(key)
     rank = jax.random.permutation(choice_key, len(labels))
     corrupted = rank < round(fraction * len(labels))
     drawn = jax.random.randint(label_key, labels.shape, 0, num_classes, jnp.int32)
     return CorruptedLabels(jnp.where(corrupted, drawn, labels).astype(jnp.int32), corrupted)
-
-
-def _at_least(value: int, least: int, name: str) -> None:
-    if value < least:
-        message = f"{name}={value}: give at least {least}"
-        raise ValueError(message)

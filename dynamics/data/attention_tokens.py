@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -41,17 +42,10 @@ def token_selection(
         >>> print(data.tokens.shape, data.queries.shape, data.scores[0])
         (2, 3, 4) (2, 4) [ 1. -1. -1.]
     """
-    for name, value, least in (
-        ("num_sequences", num_sequences, 1),
-        ("num_tokens", num_tokens, 2),
-        ("dim", dim, 1),
-    ):
-        if value < least:
-            message = f"{name}={value}: give at least {least}"
-            raise ValueError(message)
-    if head not in ("random", "one relevant"):
-        message = f"head={head!r}: choose 'random' or 'one relevant'"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_sequences=num_sequences, dim=dim)
+    arguments.integers(2, num_tokens=num_tokens)
+    arguments.choices(("random", "one relevant"), head=head)
     # One draw, as compiling each costs more than drawing: T tokens, a query and a label in a row.
     vectors = jax.random.normal(key, (num_sequences + 1, num_tokens + 2, dim))
     labels = jnp.sign(vectors[:-1, -1, :1])  # (N, 1)
@@ -79,9 +73,9 @@ def majority_counts(
         >>> print(counts.sum(axis=1), bool((counts.argmax(axis=1) == majority).all()))
         [20 20 20 20 20] True
     """
-    if num_sequences < 1 or num_classes < 1:
-        message = f"num_sequences={num_sequences}, num_classes={num_classes}: give at least 1"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_sequences=num_sequences, num_classes=num_classes)
+    arguments.integers(num_tokens=num_tokens, margin=margin)
     if not 1 <= margin <= num_tokens:
         message = f"margin={margin}: give 1 to num_tokens={num_tokens}"
         raise ValueError(message)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.data import real
 
@@ -27,7 +28,7 @@ def squared_error_on_digits(
         `loss(params) -> ()` and `initialise(key) -> params`.
 
     Raises:
-        ValueError: as `real.digits`.
+        ValueError: `num_images` is not between 1 and 1796.
 
     Example:
         >>> from dynamics.models import mlp
@@ -35,6 +36,11 @@ def squared_error_on_digits(
         >>> print(loss(jax.tree.map(jnp.zeros_like, initialise(jax.random.key(0)))))
         0.5
     """
+    arguments.modules(model=model)
+    arguments.integers(num_images=num_images)
+    if not 1 <= num_images <= 1796:
+        message = f"num_images={num_images}: give 1 to 1796"
+        raise ValueError(message)
     data = real.digits(num_images)
     images = jnp.asarray(data.train_images.reshape(num_images, -1))
     inputs = images - images.mean(axis=0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -79,21 +80,22 @@ def linear_regression(
 
     Raises:
         ValueError: a size below 1, an unknown kind of inputs, an option of another shape, a
-            negative standard deviation.
+            negative eigenvalue or standard deviation.
 
     References:
         Zhang, Frei and Bartlett 2024, arXiv:2306.09927, section 4 (task, query, covariate shift).
     """
-    if min(num_tasks, num_context, dim) < 1:
-        message = f"num_tasks={num_tasks}, num_context={num_context}, dim={dim}: at least 1 each"
-        raise ValueError(message)
-    if inputs not in ("gaussian", "uniform"):
-        message = f"inputs={inputs!r}: choose gaussian or uniform"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_tasks=num_tasks, num_context=num_context, dim=dim)
+    arguments.choices(("gaussian", "uniform"), inputs=inputs)
+    arguments.not_negative(
+        eigenvalues=0 if eigenvalues is None else eigenvalues,
+        query_eigenvalues=0 if query_eigenvalues is None else query_eigenvalues,
+        task_std=task_std,
+        noise_std=noise_std,
+    )
     scales = jnp.sqrt(_vector("eigenvalues", eigenvalues, dim, jnp.ones(dim)))
     query_scales = jnp.sqrt(_vector("query_eigenvalues", query_eigenvalues, dim, scales**2))
-    _not_negative("task_std", task_std)
-    _not_negative("noise_std", noise_std)
     if jnp.shape(noise_std) not in ((), (num_tasks,)):
         message = f"noise_std has shape {jnp.shape(noise_std)}; give () or ({num_tasks},)"
         raise ValueError(message)
@@ -138,9 +140,10 @@ def linear_dynamical_system(
     Raises:
         ValueError: a size below 1; `singular_values` negative or falling.
     """
-    if min(num_tasks, num_steps, dim) < 1:
-        message = f"num_tasks={num_tasks}, num_steps={num_steps}, dim={dim}: at least 1 each"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_tasks=num_tasks, num_steps=num_steps, dim=dim)
+    arguments.not_negative(noise_std=noise_std)
+    arguments.shapes("?2", singular_values=singular_values)
     matrix_key, start_key, noise_key = jax.random.split(key, 3)
     matrices = jax.random.orthogonal(matrix_key, dim, (num_tasks,))
     if singular_values is not None:
@@ -205,18 +208,17 @@ def few_shot_classification(
         >>> prompts.tokens().shape
         (7, 7, 66)
     """
-    if min(num_tasks, num_ways, num_shots) < 1:
-        message = f"num_tasks={num_tasks}, num_ways={num_ways}, num_shots={num_shots}: at least 1"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_tasks=num_tasks, num_ways=num_ways, num_shots=num_shots)
+    arguments.shapes("M ..., M", images=images, labels=labels)
+    arguments.labels(np.inf, labels=labels)
     labels = np.asarray(labels)
     pixels = jnp.asarray(images).reshape(len(images), -1)
-    if labels.shape != (len(pixels),):
-        message = f"labels has shape {labels.shape}; give ({len(pixels)},), one an image"
-        raise ValueError(message)
+    arguments.shapes("M P, ?P D", images=pixels, projection=projection)
     counts = np.bincount(labels)
     if num_ways > len(counts) or counts.min() <= num_shots:
         message = (
-            f"num_ways={num_ways}, num_shots={num_shots}: there are {len(counts)} classes, the "
+            f"num_ways={num_ways}, num_shots={num_shots}: labels has {len(counts)} classes, the "
             f"smallest with {counts.min()} images, and the query needs one more than the shots"
         )
         raise ValueError(message)
@@ -247,14 +249,5 @@ def few_shot_classification(
 
 
 def _vector(name: str, values: Array | None, dim: int, default: Array) -> Array:
-    found = default if values is None else jnp.asarray(values)
-    if found.shape != (dim,):
-        message = f"{name} has shape {found.shape}; give ({dim},)"
-        raise ValueError(message)
-    return found
-
-
-def _not_negative(name: str, values: float | Array) -> None:
-    if not isinstance(values, jax.core.Tracer) and not np.all(np.asarray(values) >= 0):
-        message = f"{name}={values}: give 0 or a positive number"
-        raise ValueError(message)
+    arguments.shapes(f"?{dim}", **{name: values})
+    return default if values is None else jnp.asarray(values)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -33,12 +34,10 @@ def gaussian_mixture(
     Raises:
         ValueError: an empty class, `dim` below 1, a negative `separation` or `std`.
     """
-    if not counts or min(counts) < 1:
-        message = f"counts={tuple(counts)}: give at least one sample to each class"
-        raise ValueError(message)
-    if dim < 1 or not separation >= 0 or not std >= 0:
-        message = f"dim={dim}, separation={separation}, std={std}: dim >= 1, the others >= 0"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.sizes(counts=counts)
+    arguments.counts(dim=dim)
+    arguments.not_negative(separation=separation, std=std)
     mean_key, noise_key = jax.random.split(key)
     directions = jax.random.normal(mean_key, (len(counts), dim))
     means = separation * directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
@@ -51,11 +50,13 @@ def corrupt_labels(key: Key, labels: Array, num_classes: int, fraction: float) -
     """Return labels of which exactly round(fraction N), at random places, are another class.
 
     Raises:
-        ValueError: `fraction` outside [0, 1] or fewer than two classes.
+        ValueError: `fraction` outside [0, 1], fewer than two classes, or a label out of range.
     """
-    if not 0 <= fraction <= 1:
-        message = f"fraction={fraction}: give a number from 0 to 1"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.shapes("N", labels=labels)
+    arguments.integers(num_classes=num_classes)
+    arguments.labels(num_classes if num_classes > 1 else np.inf, labels=labels)
+    arguments.fractions(fraction=fraction)
     if num_classes < 2:
         message = f"num_classes={num_classes}: with fewer than 2 no label can be wrong"
         raise ValueError(message)

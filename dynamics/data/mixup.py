@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 Pair = tuple[Array, Array]  # inputs (N, ...) and targets (N, K)
@@ -27,12 +28,10 @@ def mixup(key: Key, inputs: Array, targets: Array, *, concentration: Any = 1.0) 
     Raises:
         ValueError: numbers of inputs and targets differ, or `concentration` is negative.
     """
-    if len(inputs) != len(targets) or targets.ndim != 2:
-        message = f"targets: shape {targets.shape} for {len(inputs)} inputs; give (N, K)"
-        raise ValueError(message)
-    if not isinstance(concentration, jax.core.Tracer) and concentration < 0:
-        message = f"concentration={concentration}: give a number that is not negative"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.shapes("N ..., N K", inputs=inputs, targets=targets)
+    arguments.scalars(concentration=concentration)
+    arguments.not_negative(concentration=concentration)
     concentration = jnp.asarray(concentration, targets.dtype)
     # Branches, so that a member of an ensemble run one after the other pays for its own only.
     kind = jnp.where(concentration == 0, 0, jnp.where(concentration == 1, 1, 2))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.data import teachers
 
@@ -37,12 +38,10 @@ def opposing_groups(
         >>> print(data.inputs[-2:, -1], data.targets[-2:])
         [ 4. -4.] [4. 4.]
     """
-    if jnp.ndim(signal) != 1:
-        message = f"signal: shape {jnp.shape(signal)}; give (d,)"
-        raise ValueError(message)
-    if not outlier_variance > 0:
-        message = f"outlier_variance={outlier_variance}: give a positive number"
-        raise ValueError(message)
+    arguments.shapes("d", signal=signal)
+    arguments.positive(outlier_variance=outlier_variance)
+    arguments.finite(outlier_variance=outlier_variance)
+    arguments.numbers(outlier_variance=outlier_variance, label=label, agreement=agreement)
     dim = len(signal)
     rows = np.eye(dim + 1) * (dim + 1) ** 0.5
     rows[-1] *= outlier_variance**0.5

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics import arguments
+
 _MNIST_PIXELS = 28 * 28
 _CIFAR_PIXELS = 3 * 32 * 32
 _CIFAR_ROWS = 10_000
@@ -50,6 +52,7 @@ def digits(num_train: int = 1000) -> ImageData:
         >>> digits().train_images.shape
         (1000, 8, 8, 1)
     """
+    arguments.integers(num_train=num_train)
     if not 1 <= num_train <= 1796:
         message = f"num_train={num_train}: give 1 to 1796, so that at least one image is left"
         raise ValueError(message)
@@ -68,6 +71,9 @@ def select_classes(data: ImageData, classes: Sequence[int]) -> ImageData:
     Raises:
         ValueError: a class occurs twice or has no training image.
     """
+    arguments.records(ImageData, data=data)
+    arguments.shapes("C", classes=classes)
+    arguments.labels(np.inf, classes=classes)
     if len(set(classes)) != len(classes):
         message = f"classes={tuple(classes)}: name each class once"
         raise ValueError(message)
@@ -147,6 +153,7 @@ _CIFAR_BINARIES = tuple(f"{name}.bin" for name in _CIFAR_PICKLES)
 
 
 def _folder(data_dir: str | Path) -> Path:
+    arguments.records((str, Path), data_dir=data_dir)
     folder = Path(data_dir)
     if not folder.is_dir():
         message = f"data_dir={data_dir}: no such folder; give the one with the data files"

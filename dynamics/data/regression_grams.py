@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -36,9 +37,9 @@ def uniform_tasks(
         >>> print(tasks.gram.shape, tasks.weights.shape)
         (2, 4, 4) (2, 3)
     """
-    if min(num_tasks, num_context, dim) < 1:
-        message = f"num_tasks={num_tasks}, num_context={num_context}, dim={dim}: at least 1 each"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_tasks=num_tasks, num_context=num_context, dim=dim)
+    arguments.integers(shift=shift)
     input_key, weight_key = jax.random.split(key)
     x = jax.random.uniform(input_key, (num_tasks, num_context, dim), minval=-0.5, maxval=0.5)
     weights = jax.random.normal(weight_key, (num_tasks, dim))
@@ -64,6 +65,8 @@ def query_loss(row: Array, weights: Array, *, variance: float = 1 / 12) -> Array
         >>> print(query_loss(jnp.zeros(2), jnp.array([3.0, 4.0]), variance=2.0))
         25.0
     """
+    arguments.shapes("... d, ... d", row=row, weights=weights)
+    arguments.not_negative(variance=variance)
     if row.shape != weights.shape:
         message = f"row has shape {row.shape} and weights {weights.shape}: give the same"
         raise ValueError(message)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -22,10 +23,9 @@ def linear_teacher(key: Key, num_samples: int, dim: int, *, noise_std: float = 0
     Raises:
         ValueError: a size below 1 or a negative `noise_std`.
     """
-    _sizes(num_samples=num_samples, dim=dim)
-    if not noise_std >= 0:
-        message = f"noise_std={noise_std}: give 0 or more"
-        raise ValueError(message)
+    arguments.keys(key=key)
+    arguments.counts(num_samples=num_samples, dim=dim)
+    arguments.not_negative(noise_std=noise_std)
     input_key, teacher_key, noise_key = jax.random.split(key, 3)
     inputs = jax.random.normal(input_key, (num_samples, dim))
     teacher = _direction(teacher_key, dim)
@@ -42,7 +42,8 @@ def quadratic_teacher(key: Key, num_samples: int, dim: int) -> Regression:
     Raises:
         ValueError: a size below 1.
     """
-    _sizes(num_samples=num_samples, dim=dim)
+    arguments.keys(key=key)
+    arguments.counts(num_samples=num_samples, dim=dim)
     input_key, teacher_key = jax.random.split(key)
     inputs = jax.random.normal(input_key, (num_samples, dim)) / dim**0.5
     teacher = dim**0.5 * _direction(teacher_key, dim)
@@ -55,7 +56,8 @@ def two_layer_teacher(key: Key, num_samples: int, dim: int, num_hidden: int) -> 
     Raises:
         ValueError: a size below 1.
     """
-    _sizes(num_samples=num_samples, dim=dim, num_hidden=num_hidden)
+    arguments.keys(key=key)
+    arguments.counts(num_samples=num_samples, dim=dim, num_hidden=num_hidden)
     input_key, teacher_key = jax.random.split(key)
     inputs = jax.random.normal(input_key, (num_samples, dim))
     weights = jax.random.normal(teacher_key, (dim, num_hidden))
@@ -67,10 +69,3 @@ def two_layer_teacher(key: Key, num_samples: int, dim: int, num_hidden: int) -> 
 def _direction(key: Key, dim: int) -> Array:
     vector = jax.random.normal(key, (dim,))
     return vector / jnp.linalg.norm(vector)
-
-
-def _sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            message = f"{name}={size}: give at least 1"
-            raise ValueError(message)

@@ -125,7 +125,7 @@ def test_wrong_shifts_are_named(key, change, message):
     ("call", "message"),
     [
         (lambda f, k: f(k, np.ones((4, 1)), [0, 0, 1, 1], 1, 0, 1), "num_ways=0"),
-        (lambda f, k: f(k, np.ones((4, 1)), [0, 0, 1, 1], 1, 3, 1), "there are 2 classes"),
+        (lambda f, k: f(k, np.ones((4, 1)), [0, 0, 1, 1], 1, 3, 1), "labels has 2 classes"),
         (lambda f, k: f(k, np.ones((4, 1)), [0, 0, 1, 1], 1, 2, 2), "smallest with 2 images"),
         (lambda f, k: f(k, np.ones((4, 1)), [0, 1], 1, 2, 1), "labels has shape"),
     ],

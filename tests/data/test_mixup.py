@@ -38,7 +38,7 @@ def test_nothing_is_mixed_at_zero_and_the_concentration_may_be_traced():
 
 
 def test_what_cannot_be_is_named():
-    with pytest.raises(ValueError, match="targets: shape"):
+    with pytest.raises(ValueError, match="targets has shape"):
         mixup.mixup(jax.random.key(0), INPUTS, TARGETS[:5])
     with pytest.raises(ValueError, match="concentration=-1"):
         mixup.mixup(jax.random.key(0), INPUTS, TARGETS, concentration=-1)

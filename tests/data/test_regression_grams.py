@@ -48,5 +48,5 @@ def test_the_loss_is_the_mean_over_queries(key, x64):
 def test_wrong_arguments_are_named(key):
     with pytest.raises(ValueError, match="num_context=0"):
         regression_grams.uniform_tasks(key, 2, 0, 3)
-    with pytest.raises(ValueError, match="row has shape"):
+    with pytest.raises(ValueError, match=r"weights has shape .* as in row"):
         regression_grams.query_loss(jnp.zeros(3), jnp.zeros(2))
