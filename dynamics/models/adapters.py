@@ -1,10 +1,11 @@
 """Any framework's model as `apply_fn(params, x) -> outputs` with a pytree of float parameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Key, Params
 
 
@@ -19,6 +20,8 @@ def from_linen(module: Any, variables: Any, **call_arguments: Any) -> tuple[Appl
         ValueError: `variables` has no collection "params".
         TypeError: a parameter is not of floating-point type.
     """
+    arguments.modules(module=module)
+    arguments.records(Mapping, variables=variables)
     if "params" not in variables:
         message = f"variables has collections {sorted(variables)}; 'params' is not among them"
         raise ValueError(message)
@@ -27,7 +30,7 @@ def from_linen(module: Any, variables: Any, **call_arguments: Any) -> tuple[Appl
     def apply_fn(params: Params, x: Array) -> Array:
         return module.apply({"params": params, **frozen}, x, **call_arguments)
 
-    return apply_fn, _floating(variables["params"])
+    return apply_fn, _floating(variables["params"], "variables")
 
 
 def from_nnx(model: Any) -> tuple[ApplyFn, Params]:
@@ -41,6 +44,7 @@ def from_nnx(model: Any) -> tuple[ApplyFn, Params]:
     """
     from flax import nnx
 
+    arguments.records(nnx.Module, model=model)
     evaluated = nnx.merge(*nnx.split(model))
     evaluated.eval()
     graph, params, rest = nnx.split(evaluated, nnx.Param, ...)  # type: ignore[misc]
@@ -61,6 +65,7 @@ def from_equinox(model: Any, *, batched: bool = False) -> tuple[ApplyFn, Params]
     Raises:
         TypeError: a parameter is not of floating-point type.
     """
+    arguments.functions(model=model)
     import equinox as eqx
 
     evaluated = eqx.nn.inference_mode(model)
@@ -89,6 +94,9 @@ def from_haiku(
     Raises:
         TypeError: a parameter is not of floating-point type.
     """
+    arguments.modules(transformed=transformed)
+    if key is not None:
+        arguments.keys(key=key)
 
     def apply_fn(params: Params, x: Array) -> Array:
         if state is None:
@@ -98,10 +106,6 @@ def from_haiku(
     return apply_fn, _floating(params)
 
 
-def _floating(params: Params) -> Params:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            name = jax.tree_util.keystr(path)
-            message = f"params{name} has type {jnp.asarray(leaf).dtype}; give floating-point leaves"
-            raise TypeError(message)
+def _floating(params: Params, name: str = "params") -> Params:
+    arguments.params(**{name: params})
     return params

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import layers, parameterisations
 
@@ -40,6 +41,8 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Return the outputs (N, K)."""
+        arguments.counts(num_outputs=self.num_outputs)
+        arguments.sizes(channels=self.channels)
         return layers.Dense(
             self.num_outputs,
             "output",
@@ -51,6 +54,9 @@ class ConvNet(nn.Module):
     @nn.compact
     def features(self, x: Array, train: bool = False) -> Array:
         """Return the features (N, channels[-1]) that the read-out sees."""
+        arguments.sizes(channels=self.channels)
+        arguments.functions(activation=self.activation)
+        arguments.shapes("N H W C", x=x)
         for index, channels in enumerate(self.channels):
             x = layers.Conv(
                 channels,

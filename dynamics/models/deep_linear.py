@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import layers, parameterisations
 
@@ -32,6 +33,8 @@ class DeepLinear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the outputs (N, K)."""
+        arguments.sizes(widths=self.widths)
+        arguments.shapes("N ...", x=x)
         x = x.reshape(x.shape[0], -1)
         for index, width in enumerate(self.widths):
             x = layers.Dense(

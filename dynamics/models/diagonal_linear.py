@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -35,9 +36,8 @@ def initial_weights(scale: Any, input_dim: int) -> DiagonalWeights:
         >>> print(coefficients(initial_weights(0.5, 2)))
         [0. 0.]
     """
-    if input_dim < 1:
-        message = f"input_dim={input_dim}: give a positive number"
-        raise ValueError(message)
+    arguments.counts(input_dim=input_dim)
+    arguments.numbers(scale=scale)
     scale = jnp.asarray(scale, float)[..., None]
     weights = jnp.broadcast_to(scale, (*scale.shape[:-1], input_dim))
     return DiagonalWeights(weights, weights)
@@ -54,11 +54,13 @@ def from_factors(first: Array, second: Array) -> DiagonalWeights:
         >>> print(coefficients(from_factors(jnp.array([3.0, 1.0]), jnp.array([2.0, -4.0]))))
         [ 6. -4.]
     """
+    arguments.shapes("... D, ... D", first=first, second=second)
     return DiagonalWeights((first + second) / 2, (first - second) / 2)
 
 
 def coefficients(weights: DiagonalWeights) -> Array:
     """Return β = w+² - w-², (..., D)."""
+    arguments.records(DiagonalWeights, weights=weights)
     return weights.positive**2 - weights.negative**2
 
 
@@ -74,5 +76,7 @@ def squared_loss(weights: DiagonalWeights, data: tuple[Array, Array]) -> Array:
         >>> print(squared_loss(initial_weights(1.0, 2), (inputs, targets)))
         4.5
     """
+    arguments.records(DiagonalWeights, weights=weights)
+    arguments.records(tuple, data=data)
     inputs, targets = data
     return jnp.mean((inputs @ coefficients(weights) - targets) ** 2) / 2

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -35,6 +36,10 @@ def init(
         num_hidden: L, the largest depth less one.
         std: The standard deviation of every entry.
     """
+    arguments.keys(key=key)
+    arguments.counts(num_samples=num_samples, width=width, num_classes=num_classes)
+    arguments.integers(0, num_hidden=num_hidden)
+    arguments.not_negative(std=std)
     shapes = [(num_samples, width), (num_hidden, width, width), (width, num_classes)]
     keys = jax.random.split(key, len(shapes))
     drawn = [std * jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
@@ -55,6 +60,8 @@ def kernel(params: FreeFeatures, depth: Array | int) -> Array:
         >>> bool((kernel(params, 1) == params.last).all())
         True
     """
+    arguments.records(FreeFeatures, params=params)
+    arguments.integers(1, depth=depth)
     product = params.last
     for index in reversed(range(len(params.hidden))):
         longer = jnp.matmul(params.hidden[index], product, precision="highest")
@@ -86,6 +93,11 @@ def regularised_loss(
         feature_decay: λ_H.
         bias_scale: What the bias is multiplied by: 1 to train with it, 0 without.
     """
+    arguments.records(FreeFeatures, params=params)
+    arguments.shapes("N D, D K, N K", features=params.features, last=params.last, targets=targets)
+    arguments.integers(1, depth=depth)
+    arguments.positive(num_samples=num_samples)
+    arguments.numbers(weight_decay=weight_decay, feature_decay=feature_decay, bias_scale=bias_scale)
     logits = jnp.matmul(params.features, kernel(params, depth), precision="highest")
     residual = logits + bias_scale * params.bias - targets
     used = jnp.arange(len(params.hidden)) < depth - 1

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Params
 from dynamics.models import transformer
 
@@ -39,6 +40,8 @@ class InContextDecoder(nn.Module):
 
     def setup(self) -> None:
         """Make the transformer that does the work."""
+        arguments.counts(width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
+        arguments.counts(max_examples=self.max_examples)
         self.decoder = transformer.Transformer(
             num_outputs=1,
             width=self.width,
@@ -50,6 +53,10 @@ class InContextDecoder(nn.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """Return the predictions (B, N) for tokens (B, N, D + 1), rows of inputs and target."""
+        arguments.shapes("B N _", tokens=tokens)
+        if tokens.shape[1] > self.max_examples:
+            message = f"tokens has {tokens.shape[1]} examples; max_examples={self.max_examples}"
+            raise ValueError(message)
         return self.decoder(interleaved(tokens))[:, ::2, 0]
 
 
@@ -59,7 +66,8 @@ def interleaved(tokens: Array) -> Array:
     Raises:
         ValueError: `tokens` is not (B, N, D + 1) with D of at least 1.
     """
-    if tokens.ndim != 3 or tokens.shape[-1] < 2:
+    arguments.shapes("B N _", tokens=tokens)
+    if tokens.shape[-1] < 2:
         message = f"tokens has shape {tokens.shape}; give (prompts, examples, D + 1)"
         raise ValueError(message)
     mark = jnp.ones_like(tokens[..., :1])
@@ -70,5 +78,8 @@ def interleaved(tokens: Array) -> Array:
 
 def residual_stream(model: InContextDecoder, params: Params, tokens: Array) -> Array:
     """Return the stream (L, B, N, width) after each block, at the inputs' positions."""
+    arguments.records(InContextDecoder, model=model)
+    arguments.params(params=params)
+    arguments.shapes("B N D", tokens=tokens)
     _, found = model.apply(params, tokens, mutable=["intermediates"])
     return jnp.stack(found["intermediates"]["decoder"]["residual_stream"])[:, :, ::2]

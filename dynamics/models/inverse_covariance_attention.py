@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import linear_attention
 
@@ -48,13 +49,10 @@ def descent_layers(inputs: Array, queries: Array, step_size: float, num_layers: 
         >>> print(descent_layers(jnp.full((1, 1, 1), 2.0), jnp.ones((1, 1, 1)), 0.25, 2).ravel())
         [0.25 0.25]
     """
-    if num_layers < 1:
-        message = f"num_layers={num_layers}: give at least 1"
-        raise ValueError(message)
+    arguments.counts(num_layers=num_layers)
+    arguments.shapes("B N D, B Q D", inputs=inputs, queries=queries)
+    arguments.scalars(step_size=step_size)
     num_tasks, num_inputs, dim = inputs.shape
-    if queries.ndim != 3 or queries.shape[0] != num_tasks or queries.shape[2] != dim:
-        message = f"queries has shape {queries.shape}; give ({num_tasks}, Q, {dim})"
-        raise ValueError(message)
     eye = jnp.eye(dim, dtype=inputs.dtype)
     none = 0 * eye
     weights = linear_attention.LinearAttentionWeights(
@@ -95,6 +93,9 @@ def implicit_weights(stack: StackWeights, moment: Array, task: Array) -> Array:
         >>> print(implicit_weights(nothing, jnp.ones((1, 1, 1)), jnp.ones((1, 1))))
         [[0.]]
     """
+    arguments.records(StackWeights, stack=stack)
+    arguments.shapes("D D B, D B", moment=moment, task=task)
+    _check_stack(stack, "task", len(task))
     product = lambda a, b: jnp.sum(a[:, :, None] * b[None], axis=1)
     dim, num_tasks = task.shape
     eye = jnp.broadcast_to(jnp.eye(dim, dtype=task.dtype)[..., None], (dim, dim, num_tasks))
@@ -119,6 +120,9 @@ def query_tokens(stack: StackWeights, inputs: Array, labels: Array, query: Array
         labels: (B, N).
         query: (B, D).
     """
+    arguments.records(StackWeights, stack=stack)
+    arguments.shapes("B N D, B N, B D", inputs=inputs, labels=labels, query=query)
+    _check_stack(stack, "inputs", inputs.shape[-1])
     context = jnp.concatenate([inputs, inputs, labels[..., None]], axis=-1)
     asked = jnp.concatenate([query, query, 0 * query[:, :1]], axis=-1)
     tokens = jnp.concatenate([context, asked[:, None]], axis=1)
@@ -132,3 +136,12 @@ def query_tokens(stack: StackWeights, inputs: Array, labels: Array, query: Array
         )
         seen.append(tokens[:, -1])
     return jnp.stack(seen)
+
+
+def _check_stack(stack: StackWeights, what: str, dim: int) -> None:
+    if stack.writers.shape[1:] != (2 * dim + 1, 2 * dim + 1):
+        message = (
+            f"stack.writers has shape {stack.writers.shape}; for {what} of dimension {dim} give "
+            f"(L, {2 * dim + 1}, {2 * dim + 1})"
+        )
+        raise ValueError(message)

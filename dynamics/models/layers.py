@@ -1,6 +1,6 @@
 """The linear maps of all models, in any parameterisation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax import lax
 
+from dynamics import arguments
 from dynamics.aliases import Array, Params
 from dynamics.models import parameterisations
+
+PADDINGS = ("SAME", "VALID")
 
 
 class Dense(nn.Module):
@@ -36,6 +39,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return (..., features) for x (..., fan_in)."""
+        arguments.counts(features=self.features)
+        arguments.choices(parameterisations.NAMES, parameterisation=self.parameterisation)
+        arguments.choices(parameterisations.ROLES, role=self.role)
+        arguments.not_negative(weight_std=self.weight_std, bias_std=self.bias_std)
+        arguments.shapes("... D", x=x)
         scaling = parameterisations.layer_scaling(
             self.parameterisation, self.role, x.shape[-1], self.features, weight_std=self.weight_std
         )
@@ -65,6 +73,14 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return (N, H', W', features) for x (N, H, W, C)."""
+        arguments.counts(features=self.features)
+        arguments.choices(parameterisations.NAMES, parameterisation=self.parameterisation)
+        arguments.choices(parameterisations.ROLES, role=self.role)
+        arguments.not_negative(weight_std=self.weight_std, bias_std=self.bias_std)
+        arguments.shapes("N H W C", x=x)
+        arguments.shapes("2, 2", kernel_size=self.kernel_size, strides=self.strides)
+        arguments.sizes(kernel_size=self.kernel_size, strides=self.strides)
+        arguments.choices(PADDINGS, padding=self.padding)
         shape = (*self.kernel_size, x.shape[-1], self.features)
         fan_in = self.kernel_size[0] * self.kernel_size[1] * x.shape[-1]
         scaling = parameterisations.layer_scaling(
@@ -95,6 +111,9 @@ def convolve(
             network is eight times as fast that way (5 against 41 ms a step of three layers on 300
             images of 8 x 8, 2 cores), at the price of h w copies of x.
     """
+    arguments.shapes("N H W I, h w I O, 2", x=x, kernel=kernel, strides=strides)
+    arguments.sizes(strides=strides)
+    arguments.choices(PADDINGS, padding=padding)
     if by_patches is None:
         by_patches = jax.default_backend() == "cpu"
     strides = tuple(strides)
@@ -115,6 +134,8 @@ def convolve(
 
 def add_bias(layer: Any, outputs: Array) -> Array:
     """Add the bias that a layer asks for to its outputs (..., features)."""
+    arguments.records(nn.Module, layer=layer)
+    arguments.shapes("... _", outputs=outputs)
     if not layer.use_bias:
         return outputs
     if layer.parameterisation in ("standard", "mup"):
@@ -128,6 +149,8 @@ def add_bias(layer: Any, outputs: Array) -> Array:
 
 def role_of(index: int, num_layers: int) -> parameterisations.Role:
     """Return the role of layer `index` out of `num_layers` in a plain stack."""
+    arguments.integers(0, index=index)
+    arguments.counts(num_layers=num_layers)
     if index == num_layers - 1:
         return "output"
     return "input" if index == 0 else "hidden"
@@ -143,6 +166,8 @@ def scalings(params: Params, parameterisation: parameterisations.Name) -> Params
         params: the variables or parameters of a model of this package.
         parameterisation: the one that the model was made with.
     """
+    arguments.records(Mapping, params=params)
+    arguments.choices(parameterisations.NAMES, parameterisation=parameterisation)
     inner = params.get("params", params)
     names = sorted((n for n in inner if n.startswith("layer_")), key=lambda n: int(n[6:]))
     found = {}

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LinearAttentionWeights
 
 __all__ = [
@@ -51,11 +52,14 @@ def linear_self_attention(
         >>> print(linear_self_attention(weights, jnp.array([[1.0], [2.0]]), num_context=1)[:, 0])
         [2. 4.]
     """
+    arguments.records(LinearAttentionWeights, weights=weights)
+    arguments.shapes("... T D", tokens=tokens)
+    arguments.integers(num_context=num_context)
     num_tokens, dim = tokens.shape[-2:]
     if not 1 <= num_context <= num_tokens:
         message = f"num_context={num_context}: give 1 to {num_tokens}, the number of tokens"
         raise ValueError(message)
-    _check_weights(weights, dim, "the tokens")
+    _check_weights(weights, dim, "tokens")
     context = tokens[..., :num_context, :]
 
     def written(head: LinearAttentionWeights) -> Array:
@@ -90,6 +94,8 @@ def attention_stack(weights: LinearAttentionWeights, tokens: Array, *, num_conte
          [10. 20.]]
     """
     _check_stack(weights)
+    arguments.shapes("... T D", tokens=tokens)
+    arguments.integers(num_context=num_context)
 
     def layer(e: Array, one: LinearAttentionWeights) -> tuple[Array, Array]:
         e = linear_self_attention(one, e, num_context=num_context)
@@ -106,6 +112,9 @@ def random_weights(key: Key, dim: int, std: float) -> LinearAttentionWeights:
         >>> print(weights.query.shape, weights.projection.shape)
         (3, 3) (3, 3)
     """
+    arguments.keys(key=key)
+    arguments.counts(dim=dim)
+    arguments.not_negative(std=std)
     return LinearAttentionWeights(
         *(std * jax.random.normal(one, (dim, dim)) for one in jax.random.split(key, 4))
     )
@@ -117,9 +126,8 @@ def tie(weights: LinearAttentionWeights, num_layers: int) -> LinearAttentionWeig
     Raises:
         ValueError: `num_layers` is below 1.
     """
-    if num_layers < 1:
-        message = f"num_layers={num_layers}: give at least 1"
-        raise ValueError(message)
+    arguments.records(LinearAttentionWeights, weights=weights)
+    arguments.counts(num_layers=num_layers)
     return jax.tree.map(lambda m: jnp.broadcast_to(m, (num_layers, *m.shape)), weights)
 
 
@@ -134,6 +142,8 @@ def context_gram(tokens: Array, *, num_context: int) -> Array:
         [[1. 2.]
          [2. 4.]]
     """
+    arguments.shapes("... T D", tokens=tokens)
+    arguments.integers(num_context=num_context)
     if not 1 <= num_context <= tokens.shape[-2]:
         message = f"num_context={num_context}: give 1 to {tokens.shape[-2]}, the number of tokens"
         raise ValueError(message)
@@ -156,8 +166,10 @@ def layer_matrix(weights: LinearAttentionWeights, gram: Array) -> Array:
         >>> print(layer_matrix(LinearAttentionWeights(one, one, one, one), 4 * one))
         [[5.]]
     """
+    arguments.records(LinearAttentionWeights, weights=weights)
+    arguments.shapes("... D D", gram=gram)
     dim = gram.shape[-1]
-    _check_weights(weights, dim, "the Gram matrix")
+    _check_weights(weights, dim, "gram")
     written = weights.projection @ weights.value  # (..., D, D)
     looked_at = jnp.swapaxes(weights.key, -1, -2) @ weights.query
     eye = jnp.eye(dim, dtype=gram.dtype)
@@ -187,6 +199,8 @@ def gram_self_attention(
         >>> print(*gram_self_attention(weights, one, jnp.array([2.0])))
         [[4.]] [4.]
     """
+    arguments.records(LinearAttentionWeights, weights=weights)
+    arguments.shapes("... D D, ... D", gram=gram, query=query)
     matrix = layer_matrix(weights, gram)
     return matrix @ gram @ jnp.swapaxes(matrix, -1, -2), jnp.einsum("...ij,...j->...i", matrix,
                                                                     query)  # fmt: skip
@@ -204,6 +218,10 @@ def gram_stack(weights: LinearAttentionWeights, gram: Array, query: Array) -> tu
         ValueError: the matrices do not fit the Gram matrix, or have no axis of layers.
     """
     _check_stack(weights)
+    arguments.shapes("... D D, ... D", gram=gram, query=query)
+    if jnp.shape(gram)[:-1] != jnp.shape(query):
+        message = f"gram {jnp.shape(gram)} and query {jnp.shape(query)}: give (..., D, D), (..., D)"
+        raise ValueError(message)
 
     def layer(
         state: tuple[Array, Array], one: LinearAttentionWeights
@@ -234,10 +252,12 @@ def read_out_row(weights: LinearAttentionWeights, gram: Array) -> Array:
         >>> print(read_out_row(weights, 4 * jnp.ones((1, 1))))
         [5.]
     """
+    arguments.records(LinearAttentionWeights, weights=weights)
+    arguments.shapes("... D D", gram=gram)
     if weights.query.ndim != 3:
         message = f"weights.query has shape {weights.query.shape}; give (layers, D_key, D)"
         raise ValueError(message)
-    _check_weights(jax.tree.map(lambda m: m[0], weights), gram.shape[-1], "the Gram matrix")
+    _check_weights(jax.tree.map(lambda m: m[0], weights), gram.shape[-1], "gram")
     written = weights.projection @ weights.value  # (L, D, D)
     looked_at = jnp.swapaxes(weights.key, -1, -2) @ weights.query
 
@@ -285,6 +305,9 @@ class LinearAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the tokens (N, T, D) after all layers."""
+        arguments.counts(num_layers=self.num_layers)
+        arguments.not_negative(init_std=self.init_std)
+        arguments.shapes("... T D", x=x)
         num_context = x.shape[-2] - 1 if self.num_context is None else self.num_context
         stacks = 1 if self.tied else self.num_layers
         shape = (stacks, x.shape[-1], x.shape[-1])
@@ -302,13 +325,14 @@ def _check_weights(weights: LinearAttentionWeights, dim: int, what: str) -> None
     for name, matrix in (("query", weights.query), ("key", weights.key), ("value", weights.value)):
         if matrix.shape[-1] != dim or matrix.ndim not in (2, 3):
             message = (
-                f"weights.{name} has shape {matrix.shape}; {what} have dimension {dim}: give "
+                f"weights.{name} has shape {matrix.shape}; {what} of dimension {dim}: give "
                 f"(D_key, {dim}), or (heads, D_key, {dim})"
             )
             raise ValueError(message)
 
 
 def _check_stack(weights: LinearAttentionWeights) -> None:
+    arguments.records(LinearAttentionWeights, weights=weights)
     if weights.query.ndim not in (3, 4):
         message = (
             f"weights.query has shape {weights.query.shape}; give layers on the first axis, "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import layers, parameterisations
 
@@ -44,11 +45,15 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Return the outputs (N, K)."""
+        arguments.sizes(widths=self.widths)
         return self._layer(len(self.widths) - 1, self.features(x, train))
 
     @nn.compact
     def features(self, x: Array, train: bool = False) -> Array:
         """Return the features (N, widths[-2]) that the last layer sees; inputs if there is one."""
+        arguments.sizes(widths=self.widths)
+        arguments.functions(activation=self.activation)
+        arguments.shapes("N ...", x=x)
         x = x.reshape(x.shape[0], -1)
         for index in range(len(self.widths) - 1):
             x = self._layer(index, x)

@@ -6,12 +6,13 @@ function as the network on one-hot pairs or tokens, with G rows in place of G² 
 products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
+from dynamics import arguments
 from dynamics.aliases import Array, Params
 from dynamics.models import layers, parameterisations, transformer
 
@@ -51,6 +52,14 @@ class PairMLP(nn.Module):
     @nn.compact
     def __call__(self, pairs: Array) -> Array:
         """Return logits (N, G) for pairs (N, 2) of integers from 0 to G - 1."""
+        arguments.counts(order=self.order, width=self.width)
+        arguments.functions(activation=self.activation)
+        if self.embedding_dim is not None:
+            arguments.integers(0, embedding_dim=self.embedding_dim)
+        arguments.not_negative(first_std=self.first_std)
+        arguments.not_negative(readout_std=0 if self.readout_std is None else self.readout_std)
+        arguments.shapes("N 2", pairs=pairs)
+        arguments.labels(self.order, pairs=pairs)
         rows = self.embedding_dim or self.order
         # A one-hot vector picks one entry of a column, an embedding sums all of them.
         scale = self.first_std / (self.embedding_dim or 1) ** 0.5
@@ -83,6 +92,8 @@ class PairMLP(nn.Module):
 
 def pair_tokens(pairs: Array, order: int) -> Array:
     """Return the tokens (N, 3) "a b =" of pairs (N, 2); the sign "=" is token `order`."""
+    arguments.shapes("N 2", pairs=pairs)
+    arguments.counts(order=order)
     equals = jnp.full((len(pairs), 1), order, pairs.dtype)
     return jnp.concatenate([pairs, equals], axis=1)
 
@@ -103,13 +114,20 @@ def pair_transformer_logits(
     Raises:
         ValueError: the model has more layers or reads other positions; there is no short cut then.
     """
+    arguments.records(transformer.Transformer, model=model)
+    arguments.shapes("N 2", pairs=pairs)
     if model.num_layers != 1 or model.read_out != "last" or model.vocabulary is None:
         message = (
             f"num_layers={model.num_layers}, read_out={model.read_out!r}, vocabulary="
             f"{model.vocabulary}: give a Transformer(num_layers=1, read_out='last', vocabulary=G+1)"
         )
         raise ValueError(message)
+    arguments.labels(model.vocabulary - 1, pairs=pairs)
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        message = "variables: no collection 'params' in it; give what model.init returned"
+        raise TypeError(message)
     params = variables["params"]
+    arguments.params(variables=params)
     embedding, positions = params["embed"]["embedding"], params["positions"]
     states = (embedding[:-1] + positions[0], embedding[:-1] + positions[1])  # of a, of b: (G, D)
     last = embedding[-1:] + positions[2]  # (1, D), of "="

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from dynamics import arguments
 from dynamics.aliases import Params
 
 Name = Literal["standard", "ntk", "mean_field", "mup"]
@@ -62,11 +63,10 @@ def layer_scaling(
     Raises:
         ValueError: unknown name or role, or a fan below 1.
     """
-    _require("name", name, NAMES)
-    _require("role", role, ROLES)
-    if fan_in < 1 or fan_out < 1:
-        message = f"fan_in={fan_in}, fan_out={fan_out}: both are at least 1"
-        raise ValueError(message)
+    arguments.choices(NAMES, name=name)
+    arguments.choices(ROLES, role=role)
+    arguments.counts(fan_in=fan_in, fan_out=fan_out)
+    arguments.not_negative(weight_std=weight_std)
     root = weight_std / math.sqrt(fan_in)
     if name == "standard":
         return LayerScaling(root, 1.0, 1.0, 1.0)
@@ -98,7 +98,7 @@ def scale_by_layer(
     Raises:
         ValueError: unknown optimiser.
     """
-    _require("optimiser", optimiser, ("sgd", "adam"))
+    arguments.choices(("sgd", "adam"), optimiser=optimiser)
 
     def scale(scaling: Any, update: Any) -> Any:
         if scaling is None:
@@ -111,9 +111,3 @@ def scale_by_layer(
         return jax.tree.map(scale, scalings, updates, is_leaf=is_leaf), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
-
-
-def _require(argument: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        message = f"{argument}={value!r}: choose one of {', '.join(known)}"
-        raise ValueError(message)

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import layers
 
@@ -24,6 +25,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Return (N, H / stride, W / stride, channels)."""
+        arguments.counts(channels=self.channels, stride=self.stride)
+        arguments.shapes("N H W C", x=x)
         norm: Any = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         conv: Any = partial(layers.Conv, use_bias=False, weight_std=2**0.5)
         strides = (self.stride, self.stride)
@@ -60,12 +63,16 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Return the outputs (N, K); with `train` the batch's statistics are used and kept."""
+        arguments.counts(num_outputs=self.num_outputs)
         features = self.features(x, train)
         return layers.Dense(self.num_outputs, "output", name="read_out")(features)
 
     @nn.compact
     def features(self, x: Array, train: bool = False) -> Array:
         """Return the features (N, last channels) that the read-out sees."""
+        arguments.counts(width=self.width)
+        arguments.sizes(stage_sizes=self.stage_sizes)
+        arguments.shapes("N H W C", x=x)
         x = layers.Conv(self.width, role="input", use_bias=False, weight_std=2**0.5)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         for stage, size in enumerate(self.stage_sizes):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -27,6 +28,7 @@ def descent_direction(logits: Array, scores: Array) -> Array:
         >>> print(jax.grad(loss)(jnp.array([[2000.0, 0.0]])))
         [[0. 0.]]
     """
+    arguments.shapes("N T, N T", logits=logits, scores=scores)
     log_attention = jax.nn.log_softmax(logits)
     answers = jnp.sum(jnp.exp(log_attention) * scores, axis=1, keepdims=True)  # (N, 1)
     gaps = scores[:, :, None] - scores[:, None, :]  # (N, T, T)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -44,6 +45,8 @@ class SoftmaxPooling(nn.Module):
 
     def setup(self) -> None:
         """Draw the parameters."""
+        arguments.counts(vocabulary=self.vocabulary, num_tokens=self.num_tokens)
+        arguments.counts(width=self.width, mlp_width=self.mlp_width)
         normal, width = nn.initializers.normal(1.0), self.width
         self.embedding = self.param("embedding", normal, (self.vocabulary, width))
         self.positions = self.param("positions", normal, (self.num_tokens, width))
@@ -58,6 +61,7 @@ class SoftmaxPooling(nn.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """Return the logits (N, vocabulary) of tokens (N, T) of integers."""
+        self._check(tokens)
         weights, normed = self._tables()
         values = weights[:, :, None] * (normed @ self.value)  # (T, V, D)
         table = jnp.concatenate([values, weights[:, :, None]], axis=-1)
@@ -69,9 +73,17 @@ class SoftmaxPooling(nn.Module):
 
     def attention(self, tokens: Array) -> Array:
         """Return the attention on each position (N, T) of tokens (N, T); rows sum to one."""
+        self._check(tokens)
         weights, _ = self._tables()
         chosen = weights[jnp.arange(self.num_tokens), tokens]  # (N, T)
         return chosen / chosen.sum(axis=1, keepdims=True)
+
+    def _check(self, tokens: Array) -> None:
+        arguments.shapes("N _", tokens=tokens)
+        arguments.labels(self.vocabulary, tokens=tokens)
+        if tokens.shape[1] != self.num_tokens:
+            message = f"tokens has shape {tokens.shape}; give (N, num_tokens={self.num_tokens})"
+            raise ValueError(message)
 
     def _tables(self) -> tuple[Array, Array]:
         """Return attention before it is normalised (T, V) and the tokens themselves (T, V, D)."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -45,6 +46,8 @@ def init(key: Key, *, num_classes: int, width: int, hidden: int) -> Block:
 
     Query, key and value on ±√(6 / 4D), all else on ±1/√fan_in.
     """
+    arguments.keys(key=key)
+    arguments.counts(num_classes=num_classes, width=width, hidden=hidden)
     table_key, key = jax.random.split(key)
     shapes = [(3, width, width), (width, width), (width + 1, hidden), (hidden + 1, width)]
     bounds = [(6 / (4 * width)) ** 0.5, width**-0.5, width**-0.5, hidden**-0.5]
@@ -61,6 +64,8 @@ def init(key: Key, *, num_classes: int, width: int, hidden: int) -> Block:
 
 def attention(params: Block, counts: Array, norm: Norm) -> Array:
     """Return the weight (N, C, C) that a token of one class gives to all tokens of another."""
+    _check(params, norm)
+    arguments.shapes("N C, C D", counts=counts, embedding=params.embedding)
     logits = attention_logits(params, norm)
     weights = counts[:, None, :] * jnp.exp(logits - logits.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -68,6 +73,7 @@ def attention(params: Block, counts: Array, norm: Norm) -> Array:
 
 def attention_logits(params: Block, norm: Norm) -> Array:
     """Return q·k / √D (C, C) of each class as query with each class as key."""
+    _check(params, norm)
     x = norm(params.embedding)
     return (x @ params.query) @ (x @ params.key).T / x.shape[-1] ** 0.5
 
@@ -83,8 +89,15 @@ def apply(params: Block, counts: Array, norm: Norm) -> Array:
         >>> print(apply(params, jnp.array([[2, 0, 1]]), Norm()).shape)
         (1, 3, 3)
     """
+    _check(params, norm)
+    arguments.shapes("N C, C D", counts=counts, embedding=params.embedding)
     values = norm(params.embedding) @ params.value @ params.output
     x = params.embedding + attention(params, counts, norm) @ values  # (N, C, D)
     affine = lambda x, kernel: x @ kernel[:-1] + kernel[-1]
     x = x + affine(jax.nn.relu(affine(Norm()(x), params.hidden)), params.back)
     return x @ params.embedding.T
+
+
+def _check(params: Block, norm: Norm) -> None:
+    arguments.records(Block, params=params)
+    arguments.records(Norm, norm=norm)

@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.models import layers, parameterisations
 
@@ -23,9 +24,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return (N, T, width) for x (N, T, width)."""
+        arguments.counts(num_heads=self.num_heads)
+        arguments.choices(parameterisations.NAMES, parameterisation=self.parameterisation)
+        arguments.shapes("N T D", x=x)
         num_examples, num_tokens, width = x.shape
         if width % self.num_heads:
-            message = f"num_heads={self.num_heads} does not divide the width {width}"
+            message = f"num_heads={self.num_heads} does not divide the width {width} of x"
             raise ValueError(message)
 
         def project(name: str) -> Array:
@@ -91,9 +95,13 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the outputs (N, K), or (N, T, K) with read_out="all"."""
-        if self.read_out not in ("last", "mean", "all"):
-            message = f"read_out={self.read_out!r}: choose last, mean or all"
-            raise ValueError(message)
+        arguments.counts(num_outputs=self.num_outputs, width=self.width, num_layers=self.num_layers)
+        arguments.counts(num_heads=self.num_heads, max_tokens=self.max_tokens)
+        if self.mlp_width is not None:
+            arguments.counts(mlp_width=self.mlp_width)
+        arguments.functions(activation=self.activation)
+        arguments.choices(parameterisations.NAMES, parameterisation=self.parameterisation)
+        arguments.choices(("last", "mean", "all"), read_out=self.read_out)
         h = self._embed(x)
         for index in range(self.num_layers):
             attention = Attention(
@@ -112,6 +120,12 @@ class Transformer(nn.Module):
         return layers.Dense(features, role, self.parameterisation, name=name)
 
     def _embed(self, x: Array) -> Array:
+        if self.vocabulary is None:
+            arguments.shapes("N T D", x=x)
+        else:
+            arguments.counts(vocabulary=self.vocabulary)
+            arguments.shapes("N T", x=x)
+            arguments.labels(self.vocabulary, x=x)
         if x.shape[1] > self.max_tokens:
             message = f"x has {x.shape[1]} tokens; max_tokens={self.max_tokens}"
             raise ValueError(message)

@@ -118,5 +118,5 @@ def test_wrong_variables_are_named():
     dense = nn.Dense(2)
     with pytest.raises(ValueError, match="batch_stats"):
         adapters.from_linen(dense, {"batch_stats": {}})
-    with pytest.raises(TypeError, match=r"params\['kernel'\].*int32"):
+    with pytest.raises(TypeError, match=r"variables: \['kernel'\].*int32"):
         adapters.from_linen(dense, {"params": {"kernel": jnp.ones((2, 2), jnp.int32)}})
