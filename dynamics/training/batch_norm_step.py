@@ -1,12 +1,13 @@
 """One update of a flax network with batch norm, whose statistics are part of the state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dynamics import arguments
 from dynamics.aliases import Array, Params
 
 
@@ -29,10 +30,13 @@ def initial_state(variables: Any, optimiser: optax.GradientTransformation) -> Ba
     Raises:
         ValueError: `variables` has no "params".
     """
+    arguments.records(Mapping, variables=variables)
+    arguments.optimisers(optimiser=optimiser)
     if "params" not in variables:
         message = f"variables: {sorted(variables)}; give what model.init returned, with 'params'"
         raise ValueError(message)
     params = variables["params"]
+    arguments.params(variables=params)
     start = optimiser.init(params)
     return BatchNormState(params, variables.get("batch_stats", {}), start, jnp.zeros((), jnp.int32))
 
@@ -62,6 +66,9 @@ def batch_norm_step(
         >>> print(update(state).step)
         1
     """
+    arguments.modules(model=model)
+    arguments.functions(loss_fn=loss_fn, draw=draw)
+    arguments.optimisers(optimiser=optimiser)
 
     def loss(params: Params, state: BatchNormState, inputs: Array, targets: Array) -> Any:
         outputs, kept = model.apply(

@@ -2,6 +2,8 @@
 
 import optax
 
+from dynamics import arguments
+
 
 def clipped_adam(
     learning_rate: float, num_steps: int, *, clip: float, b2: float = 0.98
@@ -16,7 +18,8 @@ def clipped_adam(
         b2: decay of the second moment; 0.98, shorter than Adam's own, forgets such a batch sooner.
 
     Raises:
-        ValueError: `num_steps` below 2, or `clip` not positive.
+        ValueError: `num_steps` below 2, a negative `learning_rate`, `clip` not positive, or `b2`
+            outside [0, 1].
 
     References:
         von Oswald et al. 2023, arXiv:2212.07677, appendix A.12 (clip, b2).
@@ -28,12 +31,10 @@ def clipped_adam(
         >>> print(f"{update:.5f}")
         -0.10000
     """
-    if num_steps < 2:
-        message = f"num_steps={num_steps}: give at least 2"
-        raise ValueError(message)
-    if not clip > 0:
-        message = f"clip={clip}: give a positive norm"
-        raise ValueError(message)
+    arguments.not_negative(learning_rate=learning_rate)
+    arguments.integers(2, num_steps=num_steps)
+    arguments.positive(clip=clip)
+    arguments.fractions(b2=b2)
     half = num_steps // 2
     falling = optax.linear_schedule(learning_rate, 0.0, num_steps - half)
     schedule = optax.join_schedules([optax.constant_schedule(learning_rate), falling], [half])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics import leaf_names
+from dynamics import arguments
 from dynamics.aliases import Array, LossFn, Params
 
 
@@ -60,7 +60,11 @@ def gradient_flow(
         >>> print(abs(flow[1] - jnp.exp(-1.0)) < 1e-5)
         True
     """
-    _check(params, rtol, atol, max_steps)
+    arguments.functions(loss_fn=loss_fn, measure=measure or (lambda params: params))
+    arguments.params(params=params)
+    arguments.positive(rtol=rtol, atol=atol)
+    arguments.counts(max_steps=max_steps)
+    arguments.records((diffrax.AbstractSolver, type(None)), solver=solver)
     times = _checked(times, params)
     measure = measure or (lambda params: params)
     descent = lambda time, params, args: jax.tree.map(jnp.negative, jax.grad(loss_fn)(params))
@@ -93,22 +97,12 @@ def _floating(measurement: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) * jnp.ones((), float), measurement)
 
 
-def _check(params: Params, rtol: float, atol: float, max_steps: int) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not isinstance(value, jax.core.Tracer) and not value > 0:
-            message = f"{name}={value}: give a positive number"
-            raise ValueError(message)
-    for name, leaf in leaf_names.named_leaves(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            message = f"params: {name} is of type {jnp.result_type(leaf)}; give floating point"
-            raise TypeError(message)
-
-
 def _checked(times: Any, params: Params) -> Array:
     """Return `times` (T,) in the precision of `params`; a traced one is taken on trust."""
     dtype = jnp.result_type(*jax.tree.leaves(params), jnp.float32)
     if isinstance(times, jax.core.Tracer):
         return times.astype(dtype)
+    arguments.numbers(times=times)
     concrete = np.asarray(times, np.float64)
     if concrete.ndim != 1 or concrete.size == 0:
         message = f"times: shape {concrete.shape}; give at least one time, in one dimension"

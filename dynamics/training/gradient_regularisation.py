@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dynamics import arguments
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.training import step
 
@@ -31,6 +32,9 @@ def penalty_direction(loss_fn: LossFn, params: Params, *, finite_step: Array | f
         >>> print(penalty_direction(lambda w: w**2, jnp.array(3.0), finite_step=0.0))  # H = 2
         12.0
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.params(params=params)
+    arguments.scalars(finite_step=finite_step)
     gradient = jax.grad(loss_fn)
     here = gradient(params)
     if not isinstance(finite_step, jax.core.Tracer) and finite_step == 0:
@@ -62,6 +66,9 @@ def regularised_step(
         >>> print(update(step.initial_state(jnp.array(2.0), descent)).params)
         0.0
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.optimisers(optimiser=optimiser)
+    arguments.scalars(strength=strength, finite_step=finite_step)
 
     def update(state: step.TrainState) -> step.TrainState:
         gradient = jax.tree.map(
@@ -91,6 +98,8 @@ def flooded(loss_fn: LossFn, level: Array | float) -> LossFn:
         >>> print(bowl(0.5), jax.grad(bowl)(0.5), jax.grad(bowl)(1.0))
         1.75 -1.0 2.0
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.scalars(level=level)
 
     def flooded_loss(*args: Params) -> Array:
         excess = loss_fn(*args) - level

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynamics import leaf_names
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
 
 
@@ -38,7 +38,8 @@ def initial_state(params: Params, optimiser: optax.GradientTransformation) -> Tr
     Raises:
         TypeError: a leaf of `params` is not of floating-point type.
     """
-    _check_floating(params)
+    arguments.params(params=params)
+    arguments.optimisers(optimiser=optimiser)
     return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
 
 
@@ -55,6 +56,7 @@ def initial_minibatch_state(
     Raises:
         TypeError: a leaf of `params` is not of floating-point type.
     """
+    arguments.keys(key=key)
     return MinibatchState(*initial_state(params, optimiser), key)
 
 
@@ -77,6 +79,8 @@ def optax_step(
         >>> print(state.params, state.step)
         4.0 1
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.optimisers(optimiser=optimiser)
     optimiser = optax.with_extra_args_support(optimiser)
 
     def update(state: TrainState) -> TrainState:
@@ -112,9 +116,14 @@ def minibatch_step(
     Raises:
         ValueError: `data` has no or unequal leading axes, or `batch_size` is outside [1, N].
     """
-    num_samples = _common_length(data)
+    arguments.functions(loss_fn=loss_fn)
+    arguments.optimisers(optimiser=optimiser)
+    arguments.integers(batch_size=batch_size)
+    num_samples = arguments.samples(data=data)
     if not 1 <= batch_size <= num_samples:
-        message = f"batch_size={batch_size}: give a number from 1 to the {num_samples} samples"
+        message = (
+            f"batch_size={batch_size}: give a number from 1 to the {num_samples} samples of data"
+        )
         raise ValueError(message)
     optimiser = optax.with_extra_args_support(optimiser)
 
@@ -140,20 +149,3 @@ def _descend(
         gradient, optimiser_state, params, value=value, grad=gradient, value_fn=loss_fn
     )
     return optax.apply_updates(params, updates), optimiser_state
-
-
-def _check_floating(params: Params) -> None:
-    for name, leaf in leaf_names.named_leaves(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            message = f"params: {name} is of type {dtype}; make every leaf a floating-point array"
-            raise TypeError(message)
-
-
-def _common_length(data: Any) -> int:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    if len(lengths) != 1 or None in lengths or lengths == {0}:
-        message = f"data: leaves of shapes {shapes}; give arrays with one common, non-empty axis 0"
-        raise ValueError(message)
-    return int(lengths.pop())  # type: ignore[arg-type]

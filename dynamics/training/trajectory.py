@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 Step = Callable[[Any], Any]  # state -> state
@@ -55,10 +56,8 @@ def record_with_state(
 
     The state is the one at the last of the `times`; everything else is as in `record`.
     """
-    for name, function in (("step", step), ("measure", measure)):
-        if not callable(function):
-            message = f"{name}={function!r}: give a function"
-            raise TypeError(message)
+    arguments.functions(step=step, measure=measure)
+    arguments.pytrees(state=state, memory=memory)
     gaps = jnp.diff(checked_times(times), prepend=0)  # (T,)
     run = _program(step, measure, memory is not None)
     measurements, state, memory_after = run(state, memory, gaps)
@@ -107,6 +106,7 @@ def checked_times(times: Any) -> Array:
             message = f"times: {times.dtype}{times.shape}; give integers of shape (T,)"
             raise ValueError(message)
         return times.astype(jnp.int32)
+    arguments.numbers(times=times)
     concrete = np.asarray(times)
     if concrete.ndim != 1 or concrete.size == 0:
         message = f"times: shape {concrete.shape}; give at least one time, in one dimension"
