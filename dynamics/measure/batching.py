@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Params
 from dynamics.measure import gram
 
@@ -47,28 +48,27 @@ class Batches(NamedTuple):
         )
 
 
-def batches(data: Any, batch_size: int | None) -> Batches:
+def batches(data: Any, batch_size: int | None, name: str = "data") -> Batches:
     """Return `data`, a pytree with one leading axis N or None, cut into batches.
+
+    In messages the data is called by `name`.
 
     Raises:
         ValueError: `batch_size` is outside [1, N] or given without `data`, or the leading axes
             of `data` are empty or differ.
     """
+    arguments.integers(optional=True, batch_size=batch_size)
+    arguments.records(str, name=name)
     if data is None:
         if batch_size is not None:
             message = f"batch_size={batch_size}: give data too, or leave it out"
             raise ValueError(message)
         return Batches((), (), 1.0, 0.0)
+    length = arguments.samples(**{name: data})
     data = jax.tree.map(jnp.asarray, data)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
-    if len(lengths) != 1 or 0 in lengths:
-        message = f"data: leaves of shapes {shapes}; give arrays with one common, non-empty axis 0"
-        raise ValueError(message)
-    (length,) = lengths
     size = length if batch_size is None else batch_size
     if not 1 <= size <= length:
-        message = f"batch_size={batch_size}: give a number from 1 to the {length} samples"
+        message = f"batch_size={batch_size}: give a number from 1 to the {length} samples of {name}"
         raise ValueError(message)
     count, last = divmod(length, size)
     full = jax.tree.map(
@@ -87,6 +87,7 @@ def of_samples(
         ValueError: `data` is None, or as `batches` and `check_scalar`.
         TypeError: a leaf of `params` is not of floating-point type.
     """
+    arguments.functions(loss_fn=loss_fn)
     params = checked_params(params)
     if data is None:
         message = "data=None: give the samples whose gradients are wanted"
@@ -102,9 +103,12 @@ def checked_params(params: Params) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def check_scalar(loss_fn: Callable[..., Any], params: Params, arguments: tuple[Any, ...]) -> None:
-    """Raise where a loss is not one number."""
-    value = jax.eval_shape(loss_fn, params, *arguments)
+def check_scalar(loss_fn: Callable[..., Any], params: Params, batch: tuple[Any, ...]) -> None:
+    """Raise where a loss of `params` and the arguments of one batch is not one number."""
+    arguments.functions(loss_fn=loss_fn)
+    arguments.params(params=params)
+    arguments.records(tuple, batch=batch)
+    value = jax.eval_shape(loss_fn, params, *batch)
     if getattr(value, "shape", None) != ():
         message = f"loss_fn: returns {value}; return a scalar"
         raise ValueError(message)
@@ -112,6 +116,8 @@ def check_scalar(loss_fn: Callable[..., Any], params: Params, arguments: tuple[A
 
 def checked_matvec(product: Callable[[Params], Params], params: Params) -> Matvec:
     """Return `product` behind a check that its argument is shaped and typed like `params`."""
+    arguments.functions(product=product)
+    arguments.params(params=params)
 
     def matvec(vector: Params) -> Params:
         if jax.tree.structure(vector) != jax.tree.structure(params):  # type: ignore[operator]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 # Numbers that a block of samples may fill, 4 MiB in float32. Smaller blocks are half as fast with a
@@ -33,12 +34,9 @@ def empty(num_classes: int, num_features: int, dtype: Any = jnp.float32) -> Clas
     Raises:
         ValueError: fewer than two classes or less than one feature.
     """
-    if num_classes < 2 or num_features < 1:
-        message = (
-            f"num_classes={num_classes}, num_features={num_features}: "
-            "give at least 2 classes and 1 feature"
-        )
-        raise ValueError(message)
+    arguments.integers(2, num_classes=num_classes)
+    arguments.counts(num_features=num_features)
+    arguments.types(dtype=dtype)
     return ClassStatistics(
         jnp.zeros(num_classes, dtype),
         jnp.zeros((num_classes, num_features), dtype),
@@ -72,6 +70,7 @@ def merge(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
     Raises:
         ValueError: the two have different numbers of classes or features.
     """
+    arguments.records(ClassStatistics, first=first, second=second)
     if first.means.shape != second.means.shape:
         message = (
             f"second: class means of shape {second.means.shape} beside {first.means.shape}; "
@@ -88,12 +87,15 @@ def merge(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
 
 def update(statistics: ClassStatistics, features: Array, labels: Array) -> ClassStatistics:
     """Return `statistics` with one more batch of features (N, D) and labels (N,)."""
+    arguments.records(ClassStatistics, statistics=statistics)
+    arguments.shapes("C D, N D", statistics=statistics.means, features=features)
     batch = class_statistics(features, labels, num_classes=len(statistics.counts))
     return merge(statistics, batch)
 
 
 def class_means(features: Array, labels: Array, num_classes: int) -> tuple[Array, Array]:
     """Return the number of samples (C,) and the mean (C, D) of each class."""
+    features, labels = checked(features, labels, num_classes)
     counts = jax.ops.segment_sum(jnp.ones(len(labels), features.dtype), labels, num_classes)
     # Sums about a common point: far from the origin, float32 sums lose what tells classes apart.
     centre = features.mean(axis=0)
@@ -114,7 +116,15 @@ def over_blocks(part: Callable[[Any], Any], samples: Any, num_classes: int) -> A
         samples: A pytree of arrays with one leading axis N; one of them is (N, D).
         num_classes: C; a block has at most BLOCK_ENTRIES / max(C, D) rows.
     """
+    arguments.functions(part=part)
+    arguments.samples(samples=samples)
+    arguments.counts(num_classes=num_classes)
     leaves = jax.tree.leaves(samples)
+    if not any(leaf.ndim > 1 for leaf in leaves):
+        message = (
+            f"samples: shapes {[leaf.shape for leaf in leaves]}; give one array (N, D) at least"
+        )
+        raise ValueError(message)
     length, widest = len(leaves[0]), max(leaf.shape[-1] for leaf in leaves if leaf.ndim > 1)
     size = min(length, max(1, BLOCK_ENTRIES // max(num_classes, widest)))
     count = length // size
@@ -140,36 +150,17 @@ def matmul(a: Array, b: Array) -> Array:
 
 def checked(features: Any, labels: Any, num_classes: int) -> tuple[Array, Array]:
     """Return features and labels as arrays; raise where they cannot be what they should."""
+    arguments.integers(2, num_classes=num_classes)
+    arguments.shapes("N D, N", features=features, labels=labels)
+    arguments.floating(features=features)
+    arguments.labels(num_classes, labels=labels)
     features, labels = jnp.asarray(features), jnp.asarray(labels)
-    if num_classes < 2:
-        message = f"num_classes={num_classes}: give at least 2"
-        raise ValueError(message)
-    if features.ndim != 2 or 0 in features.shape:
-        message = f"features: shape {features.shape}; give (N, D), neither of them 0"
-        raise ValueError(message)
-    if labels.shape != features.shape[:1]:
-        message = f"labels: shape {labels.shape} for {len(features)} features; give one label each"
-        raise ValueError(message)
-    if not jnp.issubdtype(features.dtype, jnp.floating):
-        message = f"features: type {features.dtype}; give floating-point numbers"
-        raise TypeError(message)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        message = f"labels: type {labels.dtype}; give integers"
-        raise TypeError(message)
-    if not isinstance(labels, jax.core.Tracer):
-        values = np.asarray(labels)  # known even where, inside `jit`, features are not
-        smallest, largest = values.min(), values.max()
-        if smallest < 0 or largest >= num_classes:
-            message = (
-                f"labels: from {smallest} to {largest}; "
-                f"give integers from 0 to num_classes - 1 = {num_classes - 1}"
-            )
-            raise ValueError(message)
     return features, labels
 
 
 def check_every_class(counts: Array) -> None:
     """Raise where a class is empty; under `jit` nothing is known and nothing is raised."""
+    arguments.shapes("C", counts=counts)
     if isinstance(counts, jax.core.Tracer):
         return
     missing = np.flatnonzero(np.asarray(counts) == 0)

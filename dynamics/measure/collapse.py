@@ -13,10 +13,12 @@ et al. 2021, arXiv:2105.02375). Without a bias the limit is an orthogonal frame 
 G from the means as they are; with imbalanced classes its lengths differ from class to class.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure import class_statistics as statistics
 from dynamics.measure.class_statistics import ClassStatistics, matmul
@@ -126,6 +128,7 @@ def from_statistics(
     Raises:
         ValueError: a class is empty, shapes do not fit, unknown `frame`.
     """
+    arguments.records(ClassStatistics, found=found)
     num_classes, num_features = found.means.shape
     kernel, _ = _checked_classifier(kernel, None, num_features, num_classes)
     means = _without_empty_classes(found.counts, found.means)
@@ -149,13 +152,9 @@ def nearest_mean_disagreement(
         ValueError: shapes do not fit.
         TypeError: an array is not floating-point.
     """
+    arguments.shapes("N D, C D, D C", features=features, means=means, kernel=kernel)
+    arguments.floating(features=features, means=means)
     features, means = jnp.asarray(features), jnp.asarray(means)
-    if features.ndim != 2 or means.ndim != 2 or features.shape[1] != means.shape[1]:
-        message = (
-            f"features: shape {features.shape} for means of shape {means.shape}; "
-            "give (N, D) and (C, D)"
-        )
-        raise ValueError(message)
     kernel, bias = _checked_classifier(kernel, bias, features.shape[1], len(means))
 
     centre = means.mean(axis=0)
@@ -198,9 +197,13 @@ def collapse_along_depth(
     Raises:
         ValueError: there is no layer, or as in `neural_collapse`.
     """
-    if not len(features_of_layers):
-        message = "features_of_layers: empty; give at least one layer"
+    if not isinstance(features_of_layers, Sequence) or not len(features_of_layers):
+        message = (
+            f"features_of_layers: {features_of_layers!r}; give at least one layer, in a sequence"
+        )
         raise ValueError(message)
+    for features in features_of_layers:
+        arguments.shapes("N ...", features_of_layers=features)
     layers = [
         feature_collapse(
             jnp.reshape(features, (len(features), -1)), labels, num_classes=num_classes, frame=frame
@@ -312,15 +315,15 @@ def _without_empty_classes(counts: Array, means: Array) -> Array:
 def _checked_classifier(
     kernel: Any, bias: Any, num_features: int, num_classes: int
 ) -> tuple[Array, Array]:
+    arguments.numbers(kernel=kernel)
+    if jnp.shape(kernel) != (num_features, num_classes):
+        message = (
+            f"kernel: shape {jnp.shape(kernel)}; give (D, C) = ({num_features}, {num_classes}), as "
+            "in features and num_classes"
+        )
+        raise ValueError(message)
+    arguments.floating(kernel=kernel)
+    arguments.shapes("D C, ?C", kernel=kernel, bias=bias)
     kernel = jnp.asarray(kernel)
     bias = jnp.zeros(num_classes, kernel.dtype) if bias is None else jnp.asarray(bias)
-    if kernel.shape != (num_features, num_classes):
-        message = f"kernel: shape {kernel.shape}; give (D, C) = ({num_features}, {num_classes})"
-        raise ValueError(message)
-    if bias.shape != (num_classes,):
-        message = f"bias: shape {bias.shape}; give ({num_classes},)"
-        raise ValueError(message)
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        message = f"kernel: type {kernel.dtype}; give floating-point numbers"
-        raise TypeError(message)
     return kernel, bias

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure import linear_layers
 
@@ -31,9 +32,10 @@ def convolutions_as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> print(convolutions_as_products(smooth)(jnp.arange(5.0)))
         [3. 6. 9.]
     """
+    arguments.functions(fn=fn)
 
-    def converted(*arguments: Any) -> Any:
-        leaves, tree = jax.tree.flatten(arguments)
+    def converted(*given: Any) -> Any:
+        leaves, tree = jax.tree.flatten(given)
         flat = lambda leaves: fn(*jax.tree.unflatten(tree, leaves))
         closed, shape = jax.make_jaxpr(flat, return_shape=True)(leaves)
         program = linear_layers.written_out(closed)
@@ -46,6 +48,7 @@ def convolutions_as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def suited_to_device(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return `fn` with convolutions as products where programs run on a CPU, else `fn`."""
+    arguments.functions(fn=fn)
     return convolutions_as_products(fn) if jax.default_backend() == "cpu" else fn
 
 

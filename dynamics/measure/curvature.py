@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.measure import batching, hessian_products, lanczos
 from dynamics.measure.convolutions import convolutions_as_products
@@ -116,11 +117,13 @@ def top_eigenpairs(
         >>> print(pairs.values.round(4))
         [ 2. -6.]
     """
+    arguments.functions(loss_fn=loss_fn)
     params = batching.checked_params(params)
+    arguments.keys(key=key)
+    arguments.integers(num=num)
+    arguments.choices(lanczos.WHICH, which=which)
+    arguments.integers(optional=True, num_iterations=num_iterations)
     flat, unravel = ravel_pytree(params)
-    if which not in ("largest", "smallest", "magnitude"):
-        message = f'which={which!r}: give "largest", "smallest" or "magnitude"'
-        raise ValueError(message)
     if not 1 <= num <= flat.size:
         message = f"num={num}: give a number from 1 to the {flat.size} parameters"
         raise ValueError(message)
@@ -158,6 +161,7 @@ def _start_vector(start: Params, params: Params, key: Key) -> Array:
 
 def _flat_start(start: Params, params: Params) -> Array:
     """Return `start` as (P,), summed over the leading axis where each leaf has one more."""
+    arguments.params(start=start)
     if jax.tree.structure(start) != jax.tree.structure(params):  # type: ignore[operator]
         message = f"start: {jax.tree.structure(start)}; give {jax.tree.structure(params)}"
         raise ValueError(message)

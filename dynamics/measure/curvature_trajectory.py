@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
-from dynamics.measure import batching, curvature, spectrum
+from dynamics.measure import batching, curvature, lanczos, spectrum
 
 
 class CurvatureMeasurement(NamedTuple):
@@ -75,6 +76,13 @@ def follow_curvature(
         >>> print([round(float(value), 3) for value in run.sharpness[:, 0]])
         [4.0, 3.004]
     """
+    arguments.functions(loss_fn=loss_fn, params_of=params_of)
+    arguments.params(params=params)
+    arguments.keys(key=key)
+    arguments.counts(num=num, num_density_iterations=num_density_iterations)
+    arguments.choices(lanczos.WHICH, which=which)
+    arguments.integers(1, optional=True, num_iterations=num_iterations)
+    arguments.integers(0, num_trace_probes=num_trace_probes, num_density_probes=num_density_probes)
     top_key, trace_key, density_key = jax.random.split(key, 3)
     batched = dict(data=data, batch_size=batch_size)
     batches = batching.batches(data, batch_size)

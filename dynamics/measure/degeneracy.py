@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics import leaf_names
+from dynamics import arguments, leaf_names
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import gram, jacobian_rows
 
@@ -86,6 +86,10 @@ def layer_degeneracy(
         >>> print({path: int(layer.flat_directions) for path, layer in found.items()})
         {'first': 5, 'last': 2}
     """
+    arguments.functions(apply_fn=apply_fn)
+    arguments.samples(x=x)
+    arguments.integers(optional=True, batch_size=batch_size)
+    arguments.not_negative(tolerance=0 if tolerance is None else tolerance)
     params, x, _ = gram.checked(params, x, None, "mean")
     paths = leaf_names.leaf_paths(params)
     plan = jacobian_rows.plan(apply_fn, params, x, None, "mean", jacobian_rows.PAIRS)
@@ -130,8 +134,9 @@ def output_jacobians(upper_fn: Callable[[Array], Array], activations: Array) -> 
         [[[2. 0.]
           [0. 6.]]]
     """
+    arguments.functions(upper_fn=upper_fn)
+    arguments.shapes("N D", activations=activations)
     activations = jnp.asarray(activations)
-    _check_activations(activations)
     return jax.vmap(jax.jacrev(lambda h: upper_fn(h[None])[0]))(activations)
 
 
@@ -174,12 +179,10 @@ def interaction_basis(
         >>> print(basis.values.round(3))
         [9. 4.]
     """
+    arguments.shapes("N D, N K D", activations=activations, jacobians=jacobians)
+    arguments.not_negative(tolerance=0 if tolerance is None else tolerance)
     activations, jacobians = jnp.asarray(activations), jnp.asarray(jacobians)
-    _check_activations(activations)
     num_samples, dim = activations.shape
-    if jacobians.ndim != 3 or (jacobians.shape[0], jacobians.shape[2]) != (num_samples, dim):
-        message = f"jacobians: shape {jacobians.shape}; give ({num_samples}, K, {dim})"
-        raise ValueError(message)
     mean = jnp.mean(activations, axis=0) if centre else jnp.zeros(dim, activations.dtype)
     root = 1 / num_samples**0.5
     _, spread, components = jnp.linalg.svd(_triangle(root * (activations - mean)))
@@ -201,9 +204,3 @@ def _triangle(rows: Array) -> Array:
     """Return R (D, D) with R^T R = rows^T rows."""
     missing = max(0, rows.shape[1] - len(rows))
     return jnp.linalg.qr(jnp.pad(rows, ((0, missing), (0, 0))), mode="r")
-
-
-def _check_activations(activations: Array) -> None:
-    if activations.ndim != 2 or 0 in activations.shape:
-        message = f"activations: shape {activations.shape}; give (N, D), one sample a row"
-        raise ValueError(message)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics import leaf_names
+from dynamics import arguments, leaf_names
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import (
     batching,
@@ -151,6 +151,8 @@ def exact_hessian_diagonal(
 
 
 def _check_piecewise_linear(apply_fn: ApplyFn, params: Params, x: Array) -> None:
+    arguments.functions(apply_fn=apply_fn)
+    arguments.samples(x=x)
     fine = piecewise_linear.piecewise_linear_leaves(apply_fn, params, x)
     bent = [name for name, linear in leaf_names.named_leaves(fine) if not linear]
     if bent:
@@ -172,6 +174,9 @@ def _each_leaf(
     batch_size: int | None,
 ) -> list[Array]:
     """Return, leaf by leaf, the sum over samples of `contract(plan, number, rows, curvatures)`."""
+    arguments.functions(apply_fn=apply_fn, output_loss=output_loss)
+    arguments.samples(x=x)
+    batching.batches((x, targets), batch_size, "x and targets")
     params, x, _ = gram.checked(params, x, None, "full")
     apply_fn = convolutions.suited_to_device(apply_fn)  # a quarter of the time on a CPU
     planned = lambda x: jacobian_rows.plan(apply_fn, params, x, None, "full", form, own_pairs=True)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -74,21 +75,19 @@ def phase_alignment(left: Array, right: Array, readout: Array, modulus: int) -> 
     Raises:
         ValueError: as `fourier_power`.
     """
-    for weights in (left, right, readout):
-        _check(weights, modulus)
+    arguments.shapes("N p, N p, N p", left=left, right=right, readout=readout)
+    _check(left, modulus, "left")
     u, v, w = (jnp.fft.fft(weights)[..., 1:] for weights in (left, right, readout))
     product = u * v * w.conj()
     size = jnp.abs(product).sum()
     return jnp.where(size > 0, product.real.sum() / jnp.where(size > 0, size, 1), 0)
 
 
-def _check(weights: Array, modulus: int) -> None:
-    shape = jnp.shape(weights)
-    if modulus < 2 or shape[-1:] != (modulus,):
-        message = (
-            f"weights of shape {shape} with modulus={modulus}: "
-            "give weights (..., modulus) and a modulus of at least 2"
-        )
+def _check(weights: Array, modulus: int, name: str = "weights") -> None:
+    arguments.integers(2, modulus=modulus)
+    arguments.shapes("... p", **{name: weights})
+    if jnp.shape(weights)[-1] != modulus:
+        message = f"{name} has shape {jnp.shape(weights)}; give (..., modulus), modulus={modulus}"
         raise ValueError(message)
 
 

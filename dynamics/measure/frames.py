@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure.class_statistics import matmul
 
@@ -57,8 +58,9 @@ def equinorm(vectors: Array) -> Array:
 
 
 def _checked_vectors(vectors: Any) -> Array:
+    arguments.shapes("C D", vectors=vectors)
     vectors = jnp.asarray(vectors)
-    if vectors.ndim != 2 or len(vectors) < 2:
+    if len(vectors) < 2:
         message = f"vectors: shape {vectors.shape}; give (C, D), C at least 2"
         raise ValueError(message)
     return vectors

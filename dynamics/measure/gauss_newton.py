@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -52,8 +53,10 @@ def gauss_newton_vector_product(
         >>> print(matvec(1.0))
         4.0
     """
+    arguments.functions(apply_fn=apply_fn, output_loss=output_loss)
     params = batching.checked_params(params)
-    batches = batching.batches((x, targets), batch_size)
+    arguments.samples(x=x)
+    batches = batching.batches((x, targets), batch_size, "x and targets")
     whole_loss = lambda at, batch: output_loss(apply_fn(at, batch[0]), batch[1])
     batching.check_scalar(whole_loss, params, batches.first)
 
@@ -106,9 +109,7 @@ def fisher_vector_product(
         "categorical": lambda outputs: jax.scipy.special.logsumexp(outputs, axis=-1),
         "gaussian": lambda outputs: jnp.sum(outputs**2, axis=-1) / 2,
     }
-    if likelihood not in potentials:
-        message = f'likelihood={likelihood!r}: give "categorical" or "gaussian"'
-        raise ValueError(message)
+    arguments.choices(tuple(potentials), likelihood=likelihood)
     # The log-likelihood is linear in y, so its Hessian by the outputs is that of the potential.
     output_loss = lambda outputs, _: jnp.mean(potentials[likelihood](outputs))
     return gauss_newton_vector_product(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics import leaf_names
+from dynamics import arguments
 from dynamics.aliases import Array, Params
 from dynamics.measure import inner_products, jacobian_rows
 from dynamics.measure.inner_products import Group, Terms
@@ -57,7 +57,7 @@ def kernels(
     dtype = jnp.result_type(*(jacobian_rows.widened(value) for value in plan.values))
     shape = (n1, n2) if outputs == "mean" else (n1, n2, k, k)
     empty = [jnp.zeros(shape, dtype) for _ in groups]
-    fill = lambda *arguments: _filled(groups, outputs, k, *arguments)
+    fill = lambda *blocks: _filled(groups, outputs, k, *blocks)
     if len(starts1) == len(starts2) == 1:
         return fill(empty, terms(x1), None if x2 is None else terms(x2), 0, 0)
     cut = jax.lax.dynamic_slice_in_dim
@@ -90,49 +90,35 @@ def checked(
     params: Params, x1: Array, x2: Array | None, outputs: str
 ) -> tuple[Params, Array, Array | None]:
     """Return the arguments of a kernel as arrays, or raise for what is wrong with them."""
-    if outputs not in ("mean", "full"):
-        message = f'outputs={outputs!r}: give "mean" or "full"'
-        raise ValueError(message)
+    arguments.choices(("mean", "full"), outputs=outputs)
     check_params(params)
     params, x1 = jax.tree.map(jnp.asarray, params), _samples("x1", x1)
     if x2 is None:
         return params, x1, None
     x2 = _samples("x2", x2)
     if x1.shape[1:] != x2.shape[1:]:
-        message = f"x2: samples of shape {x2.shape[1:]}; give the shape of x1's, {x1.shape[1:]}"
+        message = f"x2: samples of shape {x2.shape[1:]}; give the shape of x1, {x1.shape[1:]}"
         raise ValueError(message)
     return params, x1, x2
 
 
 def checked_batch_size(batch_size: int | None, entries: int) -> int:
     """Return `batch_size`, or where it is None the samples whose rows fit a block."""
+    arguments.integers(0, entries=entries)
     if batch_size is None:
         return max(1, ROWS_HELD // max(entries, 1))
-    if batch_size < 1:
-        message = f"batch_size={batch_size}: give at least 1"
-        raise ValueError(message)
+    arguments.counts(batch_size=batch_size)
     return int(batch_size)
 
 
 def _samples(name: str, x: Array) -> Array:
-    x = jnp.asarray(x)
-    if x.ndim == 0 or x.shape[0] == 0:
-        message = f"{name}: shape {x.shape}; give at least one sample, on axis 0"
-        raise ValueError(message)
-    return x
+    arguments.shapes("N ...", **{name: x})
+    return jnp.asarray(x)
 
 
 def check_params(params: Params) -> None:
     """Raise where `params` has no leaf, or one that is not a floating-point array."""
-    leaves = leaf_names.named_leaves(params)
-    if not leaves:
-        message = "params: no arrays in it; give a pytree of floating-point arrays"
-        raise ValueError(message)
-    for name, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            message = f"params: {name} is of type {dtype}; make every leaf a floating-point array"
-            raise TypeError(message)
+    arguments.params(params=params)
 
 
 def _filled(

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure import statistics, survival
 from dynamics.measure.fourier import fourier_power as fourier_power
@@ -42,16 +43,10 @@ def first_crossing(steps: Any, values: Any, threshold: Any, *, direction: str = 
         >>> print(first_crossing([0, 10, 20], [0.0, 0.5, 1.0], 0.75))
         15.0
     """
-    if direction not in DIRECTIONS:
-        message = f"direction={direction!r}: choose one of {', '.join(DIRECTIONS)}"
-        raise ValueError(message)
+    arguments.choices(DIRECTIONS, direction=direction)
+    arguments.shapes("T, ... T", steps=steps, values=values)
+    arguments.numbers(threshold=threshold)
     steps, values, threshold = (jnp.asarray(x, float) for x in (steps, values, threshold))
-    if steps.ndim != 1 or steps.size == 0 or values.shape[-1:] != steps.shape:
-        message = (
-            f"steps of shape {steps.shape} and values of shape {values.shape}: "
-            "give steps (T,) and values (..., T), with T at least 1"
-        )
-        raise ValueError(message)
     sign = 1.0 if direction == "above" else -1.0
     height = sign * (values - threshold[..., None])  # (..., T), crossed where >= 0
     crossed = height >= 0
@@ -87,6 +82,8 @@ def grokking_delay(steps: Any, train_accuracy: Any, test_accuracy: Any, threshol
         >>> print(grokking_delay([0, 10, 20], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0], 0.9))
         10.0
     """
+    curves = dict(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
+    arguments.shapes("T, ... T, ... T", steps=steps, **curves)
     train = first_crossing(steps, train_accuracy, threshold)
     test = first_crossing(steps, test_accuracy, threshold)
     seen = jnp.isfinite(train) & jnp.isfinite(test)
@@ -124,10 +121,9 @@ def grokking_delay_median(
         >>> print(grokking_delay_median([0, 10, 20], train, test, 1.0).estimate)
         10.0
     """
-    train_accuracy = jnp.asarray(train_accuracy)
-    if train_accuracy.ndim != 2:
-        message = f"train_accuracy has shape {train_accuracy.shape}; give (S, T), one row a seed"
-        raise ValueError(message)
+    curves = dict(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
+    arguments.shapes("T, S T, S T", steps=steps, **curves)
+    arguments.scalars(confidence=confidence)
     delay = np.asarray(grokking_delay(steps, train_accuracy, test_accuracy, threshold))
     fitted = np.asarray(first_crossing(steps, train_accuracy, threshold))
     if not np.isfinite(fitted).all():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynamics import leaf_names
+from dynamics import arguments, leaf_names
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -47,6 +47,7 @@ def hessian_vector_product(
         >>> print({name: float(entry) for name, entry in matvec(dict(a=1.0, b=0.0)).items()})
         {'a': 4.0, 'b': 2.0}
     """
+    arguments.functions(loss_fn=loss_fn)
     params = batching.checked_params(params)
     batches = batching.batches(data, batch_size)
     batching.check_scalar(loss_fn, params, batches.first)
@@ -80,6 +81,7 @@ def second_derivative(
         >>> print(along(jnp.array([1.0, 1.0])))
         8.0
     """
+    arguments.functions(loss_fn=loss_fn)
     params = batching.checked_params(params)
     batches = batching.batches(data, batch_size)
     batching.check_scalar(loss_fn, params, batches.first)
@@ -106,6 +108,12 @@ def checked_finite(
 
     Under `jax.jit` and the like nothing is known, and nothing raised.
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.params(params=params)
+    arguments.integers(1, optional=True, batch_size=batch_size)
+    if data is not None:
+        arguments.samples(data=data)
+    arguments.pytrees(found=found)
     leaves = jax.tree.leaves(found)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return found

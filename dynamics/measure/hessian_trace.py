@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import matfree.stochtrace
 from jax.flatten_util import ravel_pytree
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.measure import batching, hessian_products
 
@@ -70,10 +71,9 @@ def hessian_trace(
         >>> print(hessian_trace(bowl, jnp.ones(2), key=jax.random.key(0), num_probes=2))
         TraceEstimate(mean=Array(8., dtype=float32), standard_error=Array(0., dtype=float32))
     """
-    if method not in METHODS:
-        message = f'method={method!r}: give "hutchinson" or "xtrace"'
-        raise ValueError(message)
-    params = _checked(params, num_probes)
+    arguments.functions(loss_fn=loss_fn)
+    arguments.choices(METHODS, method=method)
+    params = _checked(params, key, num_probes)
     if method == "xtrace":
         return _xtrace(loss_fn, params, key, num_probes, data, batch_size)
     curvature_along = hessian_products.second_derivative(loss_fn, params, data, batch_size)
@@ -105,7 +105,8 @@ def hessian_diagonal(
         >>> print(hessian_diagonal(bowl, jnp.ones(2), key=jax.random.key(0), num_probes=2))
         [2. 6.]
     """
-    params = _checked(params, num_probes)
+    arguments.functions(loss_fn=loss_fn)
+    params = _checked(params, key, num_probes)
     matvec = hessian_products.hessian_vector_product(loss_fn, params, data, batch_size)
 
     def add(total: Params, probe_key: Key) -> tuple[Params, None]:
@@ -127,13 +128,17 @@ def random_signs(key: Key, like: Params) -> Params:
         >>> print(random_signs(jax.random.key(0), jnp.zeros(4)) ** 2)
         [1. 1. 1. 1.]
     """
+    arguments.keys(key=key)
+    arguments.params(like=like)
     flat, unravel = ravel_pytree(like)
     words = jax.random.bits(key, (-(-flat.size // 32), 1), jnp.uint32)
     bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return unravel(1 - 2 * bits.reshape(-1)[: flat.size].astype(flat.dtype))
 
 
-def _checked(params: Params, num_probes: int) -> Params:
+def _checked(params: Params, key: Key, num_probes: int) -> Params:
+    arguments.keys(key=key)
+    arguments.integers(num_probes=num_probes)
     if num_probes < 2:
         message = f"num_probes={num_probes}: give at least 2, or there is no spread to judge by"
         raise ValueError(message)

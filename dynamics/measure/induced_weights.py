@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Key, Params
 
 
@@ -66,7 +67,12 @@ def induced_weights(
         >>> print(found.weights.round(5))
         [[6.]]
     """
-    if tokens.ndim != 3 or min(tokens.shape[1:]) < 2:
+    arguments.functions(apply_fn=apply_fn)
+    arguments.shapes("B T D", tokens=tokens)
+    arguments.keys(key=key)
+    arguments.integers(optional=True, num_queries=num_queries)
+    arguments.positive(query_std=1 if query_std is None else query_std)
+    if min(tokens.shape[1:]) < 2:
         message = f"tokens has shape {tokens.shape}; give (B, T, D) with T and D at least 2"
         raise ValueError(message)
     dim = tokens.shape[-1] - 1

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from dynamics import arguments
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -122,23 +123,34 @@ def product(inverse: InverseFisher, vector: Array) -> Array:
     Raises:
         ValueError: the last axis of `vector` is not d.
     """
+    arguments.records(InverseFisher, inverse=inverse)
+    arguments.shapes("m d, ... d", inverse=inverse.directions, vector=vector)
     vector = jnp.asarray(vector)
-    _check_last("vector", vector, inverse.directions.shape[1])
     overlaps = jnp.matmul(vector, inverse.directions.T, precision=HIGHEST) / inverse.scales
     return vector / inverse.damping - jnp.matmul(overlaps, inverse.directions, precision=HIGHEST)
 
 
 def diagonal(inverse: InverseFisher) -> Array:
     """Return the diagonal of F^-1 (d,), in 2 d m operations."""
+    arguments.records(InverseFisher, inverse=inverse)
     squares = jnp.sum(inverse.directions**2 / inverse.scales[:, None], axis=0)
     return 1 / inverse.damping - squares
 
 
 def column(inverse: InverseFisher, index: Any) -> Array:
     """Return F^-1 e_i (d,), column `index`, in 2 d m operations."""
+    arguments.records(InverseFisher, inverse=inverse)
+    check_index(inverse, index)
     overlaps = inverse.directions[:, index] / inverse.scales
     found = -jnp.matmul(overlaps, inverse.directions, precision=HIGHEST)
     return found.at[index].add(1 / inverse.damping)
+
+
+def check_index(inverse: InverseFisher, index: Any) -> None:
+    """Raise where `index` is not one of the weights; a traced one is taken on trust."""
+    arguments.records(InverseFisher, inverse=inverse)
+    arguments.scalars(index=index)
+    arguments.labels(inverse.directions.shape[1], index=index)
 
 
 def inverse_empirical_fisher_vector_product(
@@ -211,10 +223,9 @@ def slide(window: Window, gradient: Array) -> Window:
         >>> print(window_product(window, jnp.array([1.0, 1.0])).round(3))  # F = diag(1, 5)
         [1.  0.2]
     """
+    arguments.records(Window, window=window)
+    arguments.shapes("m d, d", window=window.gradients, gradient=gradient)
     gradient = jnp.asarray(gradient, window.gradients.dtype)
-    if gradient.shape != window.gradients.shape[1:]:
-        message = f"gradient: shape {gradient.shape}; give {window.gradients.shape[1:]}"
-        raise ValueError(message)
     at = window.oldest
     gradients = window.gradients.at[at].set(gradient)
     overlaps = jnp.matmul(gradients, gradient, precision=HIGHEST)
@@ -229,10 +240,9 @@ def window_product(window: Window, vector: Array) -> Array:
     Raises:
         ValueError: `vector` is not (d,).
     """
+    arguments.records(Window, window=window)
+    arguments.shapes("m d, d", window=window.gradients, vector=vector)
     vector = jnp.asarray(vector)
-    if vector.shape != window.gradients.shape[1:]:
-        message = f"vector: shape {vector.shape}; give {window.gradients.shape[1:]}"
-        raise ValueError(message)
     overlaps = jnp.matmul(window.gradients, vector, precision=HIGHEST)
     solved = jax.scipy.linalg.cho_solve((window.factor, True), overlaps)
     return (vector - jnp.matmul(solved, window.gradients, precision=HIGHEST)) / window.damping
@@ -240,6 +250,7 @@ def window_product(window: Window, vector: Array) -> Array:
 
 def window_inverse(window: Window) -> InverseFisher:
     """Return the inverse of a window in the form of `invert`, for its diagonal or for pruning."""
+    arguments.records(Window, window=window)
     directions = jax.scipy.linalg.solve_triangular(window.factor, window.gradients, lower=True)
     scales = jnp.broadcast_to(window.damping, len(directions)).astype(directions.dtype)
     return InverseFisher(directions, scales, window.damping)
@@ -251,18 +262,11 @@ def _factor(gram: Array, damping: Array) -> Array:
 
 
 def _checked(gradients: Array, damping: Any) -> tuple[Array, Array]:
+    arguments.shapes("m d", gradients=gradients)
+    arguments.scalars(damping=damping)
     gradients = jnp.asarray(gradients)
-    if gradients.ndim != 2 or 0 in gradients.shape:
-        message = f"gradients: shape {gradients.shape}; give (m, d), one gradient a row"
-        raise ValueError(message)
     if not isinstance(damping, jax.core.Tracer) and not np.all(np.asarray(damping) > 0):
         message = f"damping={damping}: give a positive number, or F has no inverse where m < d"
         raise ValueError(message)
     kind = jnp.promote_types(gradients.dtype, jnp.float32)
     return gradients.astype(kind), jnp.asarray(damping, kind)
-
-
-def _check_last(name: str, array: Array, dim: int) -> None:
-    if array.ndim == 0 or array.shape[-1] != dim:
-        message = f"{name}: shape {array.shape}; give (..., {dim})"
-        raise ValueError(message)

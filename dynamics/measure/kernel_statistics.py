@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure import inner_products
 
@@ -42,6 +43,7 @@ def kernel_summary(kernel: Array, targets: Array, reference: Array) -> KernelSum
         >>> print(summary.spectrum, summary.relative_change)
         [4. 0.] 1.0
     """
+    arguments.shapes("N N, N ..., N N", kernel=kernel, targets=targets, reference=reference)
     values = ntk_spectrum(kernel)
     return KernelSummary(
         values,
@@ -90,12 +92,13 @@ def kernel_target_alignment(kernel: Array, targets: Array) -> Array:
         >>> print(kernel_target_alignment(jnp.outer(y, y), y))
         1.0
     """
+    arguments.numbers(targets=targets)
     kernel, targets = _square(kernel), jnp.asarray(targets)
     if kernel.ndim != 2:
         message = f"kernel: shape {kernel.shape}; give (N, N), or use jax.vmap over several"
         raise ValueError(message)
-    if targets.ndim not in (1, 2) or targets.shape[0] != kernel.shape[0]:
-        message = f"targets: shape {targets.shape}; give (N,) or (N, K), N={kernel.shape[0]}"
+    if targets.ndim not in (1, 2) or not targets.size or targets.shape[0] != kernel.shape[0]:
+        message = f"targets: shape {targets.shape}; give (N,) or (N, K), N={len(kernel)} of kernel"
         raise ValueError(message)
     targets = targets.astype(kernel.dtype).reshape(len(targets), -1)
     overlap = jnp.sum(targets * inner_products.matmul(kernel, targets))
@@ -118,6 +121,8 @@ def relative_change(kernel_before: Array, kernel_after: Array) -> Array:
         >>> print(relative_change(jnp.eye(2), 1.5 * jnp.eye(2)))
         0.5
     """
+    arguments.shapes("_ ...", kernel_before=kernel_before)
+    arguments.numbers(kernel_after=kernel_after)
     before, after = jnp.asarray(kernel_before), jnp.asarray(kernel_after)
     if before.shape != after.shape:
         message = (
@@ -157,11 +162,6 @@ def _rank(values: Array) -> Array:
 
 
 def _square(kernel: Array) -> Array:
-    kernel = jnp.asarray(kernel)
-    if kernel.ndim < 2 or kernel.shape[-1] != kernel.shape[-2] or kernel.shape[-1] == 0:
-        message = f"kernel: shape {kernel.shape}; give a square, non-empty matrix"
-        raise ValueError(message)
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        message = f"kernel: type {kernel.dtype}; give a floating-point array"
-        raise TypeError(message)
-    return kernel
+    arguments.shapes("... N N", kernel=kernel)
+    arguments.floating(kernel=kernel)
+    return jnp.asarray(kernel)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import gram, jacobian_rows, kernel_statistics, ntk_products
 from dynamics.measure import ntk_cost as ntk_costs
@@ -122,6 +123,7 @@ def linearise(apply_fn: ApplyFn, params: Params) -> ApplyFn:
         >>> print(linearise(cubic, 1.0)(2.0, jnp.array([1.0, 10.0])))
         [ 4. 40.]
     """
+    arguments.functions(apply_fn=apply_fn)
     gram.check_params(params)
     origin = jax.tree.map(jnp.asarray, params)
 
@@ -143,6 +145,7 @@ def _kernels(
     total: bool,
 ) -> Any:
     """The kernel of each leaf, or their sum, by blocks of rows."""
+    arguments.functions(apply_fn=apply_fn)
     params, x1, x2 = gram.checked(params, x1, x2, outputs)
     plan = jacobian_rows.plan(apply_fn, params, x1, x2, outputs)
     size = gram.checked_batch_size(batch_size, plan.entries)

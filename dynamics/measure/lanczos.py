@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
+WHICH = ("largest", "smallest", "magnitude")
 PART = 8  # rows of a basis that are read at a time
 # Entries of a basis from which it is read in parts: 16 MB in single precision, about a cache.
 MANY = 2**22
@@ -40,6 +42,10 @@ def tridiagonalise(
 
     Reference: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3.
     """
+    arguments.functions(matvec=matvec)
+    arguments.shapes("P", start=start)
+    arguments.keys(key=key)
+    arguments.counts(num_iterations=num_iterations)
     epsilon = float(np.finfo(start.dtype).eps)
     is_long = num_iterations * start.size >= MANY
     basis = jnp.zeros((num_iterations, start.size), start.dtype)
@@ -84,6 +90,9 @@ def three_term(
     Arguments and the layout of T are those of `tridiagonalise`. Rounding lets eigenvalues that
     have converged come back; where the space is exhausted the couplings that follow are 0.
     """
+    arguments.functions(matvec=matvec)
+    arguments.shapes("P", start=start)
+    arguments.counts(num_iterations=num_iterations)
     tiny = float(np.finfo(start.dtype).tiny)
     epsilon = float(np.finfo(start.dtype).eps)
 
@@ -105,6 +114,7 @@ def three_term(
 
 def as_matrix(diagonal: Array, off_diagonal: Array) -> Array:
     """Return T (m, m); the last of `off_diagonal` (m,) leads out of it."""
+    arguments.shapes("m, m", diagonal=diagonal, off_diagonal=off_diagonal)
     beside = off_diagonal[:-1]
     return jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
 
@@ -122,6 +132,9 @@ def ritz_pairs(tridiagonal: Tridiagonal, *, num: int, which: str) -> tuple[Array
         num: At most the number of iterations.
         which: "largest" or "smallest" (algebraic), or "magnitude".
     """
+    arguments.records(Tridiagonal, tridiagonal=tridiagonal)
+    arguments.counts(num=num)
+    arguments.choices(WHICH, which=which)
     basis, diagonal, off = tridiagonal
     values, small_vectors = jnp.linalg.eigh(as_matrix(diagonal, off))
     ranked = {"largest": -values, "smallest": values, "magnitude": -jnp.abs(values)}[which]
@@ -136,6 +149,7 @@ def ritz_pairs(tridiagonal: Tridiagonal, *, num: int, which: str) -> tuple[Array
 
 def orthogonalise(basis: Array, vector: Array) -> Array:
     """Return `vector` (P,) without its part in the span of the rows of `basis` (m, P)."""
+    arguments.shapes("m P, P", basis=basis, vector=vector)
     for _ in range(2):
         overlaps = jnp.matmul(basis, vector, precision="highest")
         vector = vector - jnp.matmul(overlaps, basis, precision="highest")
@@ -154,6 +168,8 @@ def orthogonalise_in_parts(
 
     Reference: Daniel, Gragg, Kaufman and Stewart 1976, section 4.
     """
+    arguments.shapes("m P, P", basis=basis, vector=vector)
+    arguments.integers(0, num_rows=num_rows)
     size = min(PART, len(basis))
     num_parts = (num_rows + size - 1) // size
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics import arguments
 from dynamics.measure import statistics
 
 FloatArray = Any  # a NumPy array of float64
@@ -80,6 +81,11 @@ def linear_probe(
         >>> print(round(probe.r_squared, 6), probe.weights.ravel().round(3) + 0.0)
         1.0 [0. 2. 0.]
     """
+    arguments.integers(0, seed=seed)
+    arguments.integers(num_folds=num_folds)
+    arguments.counts(num_resamples=num_resamples)
+    arguments.finite(ridge=ridge)
+    arguments.scalars(ridge=ridge, confidence=confidence)
     x, y = _table("features", features), _table("targets", targets)
     if len(x) != len(y):
         message = f"features has {len(x)} samples and targets {len(y)}: give one target for each"
@@ -143,6 +149,8 @@ def other_contexts(num_contexts: int, *, seed: int) -> FloatArray:
         >>> print(other_contexts(2, seed=0))
         [1 0]
     """
+    arguments.integers(num_contexts=num_contexts)
+    arguments.integers(0, seed=seed)
     if num_contexts < 2:
         message = f"num_contexts={num_contexts}: give two or more, else there is no other"
         raise ValueError(message)
@@ -168,6 +176,10 @@ def shuffled_probe(features: Any, targets: Any, *, seed: int, **settings: Any) -
         ValueError: as in `linear_probe`; contexts of different sizes.
     """
     y = _table("targets", targets)
+    arguments.samples(**{"features and targets": (features, targets)})
+    if len(y) < 2:
+        message = f"targets: {len(y)} of them; give two or more, else there is no other"
+        raise ValueError(message)
     context = settings.get("contexts")
     if context is None:
         rows = other_contexts(len(y), seed=seed)
@@ -183,6 +195,7 @@ def shuffled_probe(features: Any, targets: Any, *, seed: int, **settings: Any) -
 
 
 def _table(name: str, values: Any) -> FloatArray:
+    arguments.numbers(**{name: values})
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or values.size == 0:
         message = f"{name} has shape {values.shape}; give at least one number a sample"

@@ -7,6 +7,7 @@ powers is near one for the first and near its value for noise for the second.
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure.fourier import inverse_participation_ratio
 
@@ -30,6 +31,10 @@ def neuron_participation(left: Array, right: Array, readout: Array) -> Array:
     Reference: Doshi, Das, He, Gromov 2023, arXiv:2310.13061, section 3, with r = 2; conventions
     (powers, conjugate pairs as one bin, no constant) as in `inverse_participation_ratio`.
     """
+    arguments.shapes("... p N, ... p N, ... N p", left=left, right=right, readout=readout)
+    if jnp.shape(left)[-2] < 2:
+        message = f"left has shape {jnp.shape(left)}; give (..., p, N), p at least 2"
+        raise ValueError(message)
     left, right, readout = (jnp.asarray(weights) for weights in (left, right, readout))
     outputs = jnp.matrix_transpose(readout) if readout.ndim > 1 else readout
     if left.ndim < 2 or not left.shape == right.shape == outputs.shape:
@@ -59,6 +64,8 @@ def memorising_neurons(participation: Array, threshold: float = 0.5) -> Array:
     Raises:
         ValueError: `threshold` is outside (0, 1].
     """
+    arguments.numbers(participation=participation)
+    arguments.scalars(threshold=threshold)
     if not 0 < threshold <= 1:
         message = f"threshold={threshold}: give a participation above 0, at most 1"
         raise ValueError(message)
@@ -82,10 +89,10 @@ def kept_neurons(order: Array, num_pruned: Array | int) -> Array:
         >>> print(kept_neurons(jnp.array([2, 0, 1]), 1))
         [ True  True False]
     """
+    arguments.shapes("N", order=order)
+    arguments.labels(jnp.size(order), order=order)
+    arguments.numbers(num_pruned=num_pruned)
     order = jnp.asarray(order)
-    if order.ndim != 1:
-        message = f"order has shape {order.shape}; give (N,), a permutation of the units"
-        raise ValueError(message)
     rank = jnp.argsort(order)  # of a permutation: its inverse
     return rank >= jnp.asarray(num_pruned)[..., None]
 
@@ -103,8 +110,6 @@ def prune_neurons(readout: Array, order: Array, num_pruned: Array | int) -> Arra
     Raises:
         ValueError: the shapes do not fit.
     """
+    arguments.shapes("N K, N", readout=readout, order=order)
     readout = jnp.asarray(readout)
-    if readout.ndim != 2 or len(readout) != jnp.size(order):
-        message = f"readout {readout.shape}, order {jnp.shape(order)}: give (N, K) and (N,)"
-        raise ValueError(message)
     return jnp.where(kept_neurons(order, num_pruned)[..., None], readout, 0)

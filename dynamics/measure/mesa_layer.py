@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -60,6 +61,8 @@ def mesa_layer(
         >>> print(mesa_layer(one, 3 * one, one, 0.5).round(5))
         [[2.]]
     """
+    arguments.numbers(keys=keys, values=values, queries=queries, ridge=ridge)
+    arguments.integers(optional=True, chunk_size=chunk_size)
     keys, values, queries, ridge = (jnp.asarray(a) for a in (keys, values, queries, ridge))
     _check(keys, values, queries, ridge, chunk_size)
     kind = jnp.result_type(keys, values, queries, ridge, jnp.float32)
@@ -190,14 +193,14 @@ def _invert_triangular(lower: Array) -> Array:
 def _check(keys: Array, values: Array, queries: Array, ridge: Array, chunk_size: Any) -> None:
     shapes = {"keys": keys.shape, "values": values.shape, "queries": queries.shape}
     for name, shape in shapes.items():
-        if len(shape) < 2 or 0 in shape[-2:] or shape[:-1] != keys.shape[:-1]:
+        if len(shape) < 2 or 0 in shape or shape[:-1] != keys.shape[:-1]:
             message = f"{name} has shape {shape}; give (..., T, D) with the axes before D of keys"
             raise ValueError(message)
     if queries.shape != keys.shape:
         message = f"queries has shape {queries.shape}; give that of keys, {keys.shape}"
         raise ValueError(message)
     if ridge.shape not in ((), keys.shape[-1:]):
-        message = f"ridge has shape {ridge.shape}; give () or {keys.shape[-1:]}"
+        message = f"ridge has shape {ridge.shape}; give () or {keys.shape[-1:]} of keys"
         raise ValueError(message)
     if not isinstance(ridge, jax.core.Tracer) and not np.all(np.asarray(ridge) > 0):
         message = f"ridge={ridge}: give positive numbers, else the first systems are singular"

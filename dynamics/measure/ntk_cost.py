@@ -8,6 +8,7 @@ import jax
 import jax.extend.core as jax_core
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import gram, inner_products, jacobian_rows, ntk_products
 
@@ -66,7 +67,10 @@ def ntk_cost(
         ('layerwise', 1232.0)
     """
     abstract = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+    arguments.functions(apply_fn=apply_fn)
     gram.check_params(params)
+    arguments.numbers(x1=x1)
+    arguments.numbers(x2=x1 if x2 is None else x2)
     shapes = jax.tree.map(abstract, (params, x1, x2))
     found: list[NTKCost] = []
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Key, Params
 from dynamics.measure import batching, gram, jacobian_rows, lanczos
 
@@ -63,10 +64,13 @@ def ntk_vector_product(
         >>> print(ntk_vector_product(linear, jnp.ones((2, 1)), x, jnp.array([1.0, 1.0])))
         [11. 15.]
     """
+    arguments.numbers(vector=vector)
     product = _product(apply_fn, params, x1, x2, outputs, batch_size)
     vector = jnp.asarray(vector)
     if vector.shape != product.shape:
-        message = f'vector: shape {vector.shape}; give {product.shape} for outputs="{outputs}"'
+        message = (
+            f'vector: shape {vector.shape}; give {product.shape} for x1, x2, outputs="{outputs}"'
+        )
         raise ValueError(message)
     return product.of(vector)
 
@@ -111,14 +115,20 @@ def top_ntk_eigenpairs(
         >>> print(top.values.round(4))
         [9. 4.]
     """
+    arguments.shapes("N ...", x=x)
+    arguments.keys(key=key)
+    arguments.integers(num=num)
+    arguments.integers(optional=True, num_iterations=num_iterations)
     product = _product(apply_fn, params, x, None, outputs, batch_size)
     order = math.prod(product.shape)
     if not 1 <= num <= order:
-        message = f"num={num}: give a number from 1 to {order}, the order of the kernel"
+        message = f"num={num}: give a number from 1 to {order}, the order of the kernel of x"
         raise ValueError(message)
     iterations = min(2 * num + 20, order) if num_iterations is None else num_iterations
     if not num <= iterations <= order:
-        message = f"num_iterations={iterations}: give a number from num={num} to {order}"
+        message = (
+            f"num_iterations={iterations}: give a number from num={num} to {order}, the order for x"
+        )
         raise ValueError(message)
     start_key, restart_key = jax.random.split(key)
     start = jax.random.normal(start_key, (order,), product.dtype)
@@ -187,11 +197,10 @@ def _product(
     batch_size: int | None,
 ) -> _Product:
     """Θ(x1, x2) as a function."""
+    arguments.functions(apply_fn=apply_fn)
     params, x1, x2 = gram.checked(params, x1, x2, outputs)
+    arguments.integers(1, optional=True, batch_size=batch_size)
     plan = jacobian_rows.plan(apply_fn, params, x1, x2, outputs, jacobian_rows.ROWS)
-    if batch_size is not None and batch_size < 1:
-        message = f"batch_size={batch_size}: give at least 1"
-        raise ValueError(message)
     size = batch_size or max(1, ACTIVATIONS // plan.activations)
     samples, k = x1 if x2 is None else x2, plan.num_outputs
     network = jax.vmap(plan.one_sample, in_axes=(None, 0))

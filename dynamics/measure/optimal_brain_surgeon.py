@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure import inverse_fisher
 from dynamics.measure.inverse_fisher import InverseFisher
@@ -41,8 +42,8 @@ def saliencies(weights: Array, inverse: InverseFisher) -> Array:
         >>> print(saliencies(jnp.array([2.0, 2.0]), inverse))
         [4. 2.]
     """
-    weights = jnp.asarray(weights)
     _check_weights(weights, inverse)
+    weights = jnp.asarray(weights)
     return weights**2 / (2 * inverse_fisher.diagonal(inverse))
 
 
@@ -57,8 +58,9 @@ def compensated(weights: Array, inverse: InverseFisher, index: Any) -> Array:
     References:
         Hassibi and Stork 1992.
     """
-    weights = jnp.asarray(weights)
     _check_weights(weights, inverse)
+    inverse_fisher.check_index(inverse, index)
+    weights = jnp.asarray(weights)
     column = inverse_fisher.column(inverse, index)
     return (weights - weights[index] * column / column[index]).at[index].set(0)
 
@@ -73,6 +75,7 @@ def remove(inverse: InverseFisher, index: Any) -> InverseFisher:
         >>> print(inverse_fisher.product(remove(inverse, 0), jnp.array([3.0, 1.0])))
         [0.  0.5]
     """
+    inverse_fisher.check_index(inverse, index)
     column = inverse_fisher.column(inverse, index)
     return InverseFisher(
         jnp.concatenate([inverse.directions, column[None]]),
@@ -111,14 +114,18 @@ def prune(
         >>> print(found.order, found.increases)
         [1 0] [2. 4.]
     """
-    weights = jnp.asarray(weights)
     _check_weights(weights, inverse)
+    arguments.integers(num_removed=num_removed)
+    weights = jnp.asarray(weights)
     if not 1 <= num_removed <= len(weights):
         message = f"num_removed={num_removed}: give a number from 1 to the {len(weights)} weights"
         raise ValueError(message)
-    if order is not None and jnp.shape(order) != (num_removed,):
-        message = f"order: shape {jnp.shape(order)}; give ({num_removed},), one index a removal"
-        raise ValueError(message)
+    if order is not None:
+        arguments.numbers(order=order)
+        if jnp.shape(order) != (num_removed,):
+            message = f"order has shape {jnp.shape(order)}; give (num_removed,) = ({num_removed},)"
+            raise ValueError(message)
+        arguments.labels(len(weights), order=order)
     first, dim = inverse.directions.shape
     padded = InverseFisher(
         jnp.pad(inverse.directions, ((0, num_removed), (0, 0))),
@@ -148,6 +155,5 @@ def prune(
 
 
 def _check_weights(weights: Array, inverse: InverseFisher) -> None:
-    if weights.shape != inverse.directions.shape[1:]:
-        message = f"weights: shape {weights.shape}; give {inverse.directions.shape[1:]}"
-        raise ValueError(message)
+    arguments.records(InverseFisher, inverse=inverse)
+    arguments.shapes("m d, d", inverse=inverse.directions, weights=weights)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from dynamics import arguments
 from dynamics.aliases import ApplyFn, Array, Params
 from dynamics.measure import gram, linear_layers
 from dynamics.measure.linear_layers import Known, Program
@@ -76,6 +77,8 @@ def piecewise_linear_leaves(apply_fn: ApplyFn, params: Params, x: Array) -> Para
         >>> piecewise_linear_leaves(tanh, params, jnp.ones((5, 3)))
         {'first': False, 'second': True}
     """
+    arguments.functions(apply_fn=apply_fn)
+    arguments.shapes("N ...", x=x)
     gram.check_params(params)
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     outputs_of = lambda leaves, x: apply_fn(jax.tree.unflatten(tree, leaves), x)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics import leaf_names
+from dynamics import arguments, leaf_names
 from dynamics.aliases import Array, LossFn, Params
 from dynamics.measure import batching
 
@@ -42,6 +42,8 @@ def preconditioned_loss(
         >>> print(jax.grad(jax.grad(loss))(origin).round(4))
         3.0
     """
+    arguments.functions(loss_fn=loss_fn)
+    arguments.params(preconditioner=preconditioner)
     params = batching.checked_params(params)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     if shapes(preconditioner) != shapes(params):
@@ -83,9 +85,15 @@ def adam_preconditioner(
         >>> print(adam_preconditioner(jnp.array(0.004), 1, eps=0.0).round(3))
         0.2
     """
-    if not isinstance(count, jax.core.Tracer) and count < 1:
-        message = f"count={count}: give the number of steps taken, at least 1"
-        raise ValueError(message)
+    arguments.integers(1, count=count)
+    arguments.params(second_moment=second_moment)
+    _check_moment(second_moment)
+    arguments.fractions(b1=b1, b2=b2)
+    arguments.not_negative(eps=eps)
+    for name, decay in (("b1", b1), ("b2", b2)):
+        if not isinstance(decay, jax.core.Tracer) and decay == 1:
+            message = f"{name}={decay}: give a decay below 1"
+            raise ValueError(message)
     first, second = 1 - b1 ** jnp.asarray(count, float), 1 - b2 ** jnp.asarray(count, float)
     return jax.tree.map(lambda nu: first * (jnp.sqrt(nu / second) + eps), second_moment)
 
@@ -101,4 +109,12 @@ def rmsprop_preconditioner(second_moment: Params, *, eps: float = 1e-8) -> Param
         >>> print(rmsprop_preconditioner(jnp.array(4.0), eps=0.0))
         2.0
     """
+    arguments.params(second_moment=second_moment)
+    _check_moment(second_moment)
+    arguments.not_negative(eps=eps)
     return jax.tree.map(lambda nu: jnp.sqrt(nu + eps), second_moment)
+
+
+def _check_moment(second_moment: Params) -> None:
+    for leaf in jax.tree.leaves(second_moment):
+        arguments.not_negative(second_moment=leaf)

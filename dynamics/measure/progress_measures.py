@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.measure.fourier import fourier_power
 
@@ -35,6 +36,9 @@ def key_frequencies(weights: Array, modulus: int, num: int) -> Array:
         >>> print(key_frequencies(jnp.cos(2 * jnp.pi * 3 * jnp.arange(11) / 11), 11, 1))
         [3]
     """
+    arguments.integers(2, modulus=modulus)
+    arguments.integers(num=num)
+    arguments.shapes("... p", weights=weights)
     if not 1 <= num <= modulus // 2:
         message = f"num={num}: give 1 to {modulus // 2}, the frequencies of modulus={modulus}"
         raise ValueError(message)
@@ -61,10 +65,9 @@ def logits_on_sums(logits: Array, frequencies: Array) -> Array:
     Raises:
         ValueError: `logits` has fewer than three axes or is no square table.
     """
+    arguments.shapes("... p p K", logits=logits)
+    arguments.shapes("F", frequencies=jnp.ravel(jnp.asarray(_whole(frequencies))))
     logits = jnp.asarray(logits)
-    if logits.ndim < 3 or logits.shape[-3] != logits.shape[-2]:
-        message = f"logits has shape {logits.shape}; give (..., p, p, K), the whole table"
-        raise ValueError(message)
     modulus = logits.shape[-2]
     k = jnp.ravel(jnp.asarray(frequencies)) % modulus
     kept = jnp.zeros((modulus, modulus), bool).at[k, k].set(True).at[-k, -k].set(True)
@@ -78,7 +81,7 @@ def restricted_logits(logits: Array, frequencies: Array) -> Array:
 
     Arguments and errors as in `logits_on_sums`.
     """
-    frequencies = jnp.ravel(jnp.asarray(frequencies))
+    frequencies = jnp.ravel(jnp.asarray(_whole(frequencies)))
     return logits_on_sums(logits, jnp.concatenate([frequencies, jnp.zeros_like(frequencies[:1])]))
 
 
@@ -87,6 +90,7 @@ def excluded_logits(logits: Array, frequencies: Array) -> Array:
 
     Arguments and errors as in `logits_on_sums`.
     """
+    arguments.shapes("... p p K", logits=logits)
     return jnp.asarray(logits) - logits_on_sums(logits, frequencies)
 
 
@@ -117,6 +121,7 @@ def restricted_loss(
     Reference: Nanda, Chan, Lieberum, Smith, Steinhardt 2023, arXiv:2301.05217, section 5.1; two
     directions for each frequency, as in the paper's code.
     """
+    _check_table(logits, labels, where, loss)
     return _mean_loss(restricted_logits(logits, frequencies), labels, where, loss)
 
 
@@ -136,9 +141,26 @@ def excluded_loss(
     Raises:
         ValueError: as `logits_on_sums`.
     """
+    _check_table(logits, labels, where, loss)
     return _mean_loss(excluded_logits(logits, frequencies), labels, where, loss)
 
 
 def _mean_loss(logits: Array, labels: Array, where: Array | None, loss: LossOfLogits) -> Array:
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
     return jnp.mean(loss(logits, labels), axis=(-2, -1), where=where)
+
+
+def _whole(frequencies: Array) -> Array:
+    arguments.numbers(frequencies=frequencies)
+    if not jnp.issubdtype(jnp.result_type(frequencies), jnp.integer):
+        message = f"frequencies: type {jnp.result_type(frequencies)}; give integers"
+        raise TypeError(message)
+    return frequencies
+
+
+def _check_table(logits: Array, labels: Array, where: Array | None, loss: LossOfLogits) -> None:
+    arguments.shapes("... p p K, p p", logits=logits, labels=labels)
+    arguments.labels(jnp.shape(logits)[-1], **{"labels, of the outputs of logits": labels})
+    if where is not None:
+        arguments.shapes("p p, p p", labels=labels, where=where)
+    arguments.functions(loss=loss)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from dynamics import leaf_names
+from dynamics import arguments, leaf_names
 from dynamics.aliases import Array, Params
 
 
@@ -38,12 +38,16 @@ def restrict(
         >>> print(block, fn({"in/kernel": 5.0}))
         {'in/kernel': 2.0} 16.0
     """
+    arguments.functions(fn=fn)
+    if not callable(block):
+        arguments.records(str, block=block)
     named = list(zip(leaf_names.leaf_paths(params), jax.tree.leaves(params), strict=True))
     belongs = block if callable(block) else lambda path: f"/{block}/" in f"/{path}/"
     chosen = {name: leaf for name, leaf in named if belongs(name)}
     if not chosen:
         message = (
-            f"block={block!r}: no leaf has it on its path; choose from {[n for n, _ in named]}"
+            f"block={block!r}: no leaf of params has it on its path; "
+            f"choose from {[n for n, _ in named]}"
         )
         raise ValueError(message)
     tree = jax.tree.structure(params)

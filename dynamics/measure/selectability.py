@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from scipy import spatial
 
+from dynamics import arguments
+
 
 def selectable(keys: Any, *, tolerance: float = 1e-9) -> np.ndarray:
     """Return (N,) whether some query gives the key a larger score than every other key.
@@ -26,6 +28,8 @@ def selectable(keys: Any, *, tolerance: float = 1e-9) -> np.ndarray:
         >>> print(selectable([*square, [0.2, 0.1]]))
         [ True  True  True  True False]
     """
+    arguments.numbers(keys=keys)
+    arguments.not_negative(tolerance=tolerance)
     keys = np.asarray(keys, dtype=float)
     if keys.ndim != 2 or keys.size == 0 or not np.all(np.isfinite(keys)):
         message = f"keys: shape {keys.shape}; give a matrix (N, D) of finite numbers"

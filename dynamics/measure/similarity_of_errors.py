@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -36,6 +37,7 @@ def similarity_of_errors(first: Array, second: Array) -> Array:
         >>> print(similarity_of_errors(jnp.array([[3.0, 4.0]]), jnp.array([[6.0, 8.0]])))
         1.0
     """
+    arguments.shapes("... B N, ... B N", first=first, second=second)
     if first.ndim < 2 or first.shape[-2:] != second.shape[-2:]:
         message = f"first {first.shape} and second {second.shape}: give (..., B, N) twice"
         raise ValueError(message)
@@ -52,11 +54,7 @@ def match_iterates(layers: Array, reference: Array) -> Match:
     Raises:
         ValueError: the arrays have other ranks, or the last two axes differ.
     """
-    if layers.ndim != 3 or reference.ndim != 3 or layers.shape[1:] != reference.shape[1:]:
-        message = (
-            f"layers {layers.shape} and reference {reference.shape}: give (L, B, N), (R, B, N)"
-        )
-        raise ValueError(message)
+    arguments.shapes("L B N, R B N", layers=layers, reference=reference)
     cosines = jnp.einsum("lbn,rbn->lr", _unit(layers), _unit(reference)) / layers.shape[1]
     return Match(cosines, jnp.argmax(cosines, axis=1), jnp.max(cosines, axis=1))
 

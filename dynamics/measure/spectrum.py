@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key, LossFn, Params
 from dynamics.measure import batching, hessian_products, lanczos
 from dynamics.measure.hessian_trace import TraceEstimate
@@ -48,6 +49,8 @@ class SpectralDensity(NamedTuple):
             >>> print(point.smooth(jnp.array([0.0]), 1.0).mean.round(4))
             [0.3989]
         """
+        arguments.shapes("G", grid=grid)
+        arguments.scalars(width=width)
         if not isinstance(width, jax.core.Tracer) and not width > 0:
             message = f"width={width}: give a positive number, in units of eigenvalues"
             raise ValueError(message)
@@ -61,6 +64,7 @@ class SpectralDensity(NamedTuple):
         The standard error is that of the probes; the quadrature adds none for polynomials of
         degree below 2m, and little where `function` is smooth.
         """
+        arguments.functions(function=function)
         each = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=1)
         return TraceEstimate(*_mean_and_error(each))
 
@@ -110,7 +114,10 @@ def spectral_density(
         ... # doctest: +ELLIPSIS
         TraceEstimate(mean=Array(...
     """
+    arguments.functions(loss_fn=loss_fn)
     params = batching.checked_params(params)
+    arguments.keys(key=key)
+    arguments.integers(num_probes=num_probes, num_iterations=num_iterations)
     flat, unravel = ravel_pytree(params)
     if num_probes < 2:
         message = f"num_probes={num_probes}: give at least 2, or there is no spread to judge by"

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
+from dynamics import arguments
+
 FloatArray = Any  # a NumPy array of float64, or a NumPy number where the shape is ()
 AVERAGES: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 
@@ -157,6 +159,7 @@ def bootstrap_interval(
         2.0
     """
     values = _seeds_first(values)
+    arguments.functions(statistic=statistic)
     known = np.isfinite(values).all(axis=0)
     filled = np.where(known, values, 0.0)
     estimate = np.asarray(statistic(filled, axis=0))
@@ -218,9 +221,7 @@ def log_log_slope_interval(
     if values.shape[1:] != weights.shape:
         message = f"values: shape {values.shape}; give (S, {len(weights)}), one column for each x"
         raise ValueError(message)
-    if average not in AVERAGES:
-        message = f"average={average!r}: choose one of {', '.join(AVERAGES)}"
-        raise ValueError(message)
+    arguments.choices(tuple(AVERAGES), average=average)
 
     def slope_of(seeds: Any, axis: int) -> Any:
         del axis  # always the last: scipy is told so by vectorized=True
@@ -241,10 +242,9 @@ def log_log_slope_interval(
 def _percentile(
     values: Any, statistic: Callable[..., Any], seed: int, confidence: float, num_resamples: int
 ) -> tuple[Any, Any]:
+    arguments.integers(0, seed=seed)
     _check_confidence(confidence)
-    if num_resamples < 1:
-        message = f"num_resamples={num_resamples}: give a positive number"
-        raise ValueError(message)
+    arguments.counts(num_resamples=num_resamples)
     if len(values) == 1:
         return np.nan, np.nan
     with warnings.catch_warnings():  # said of a resample that is NaN; the bounds are NaN then
@@ -263,6 +263,7 @@ def _percentile(
 
 
 def _seeds_first(values: Any) -> FloatArray:
+    arguments.numbers(values=values)
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or len(values) == 0:
         message = f"values: shape {values.shape}; give at least one value on the first axis"
@@ -275,6 +276,7 @@ def _middle(ordered: FloatArray) -> FloatArray:
 
 
 def _check_confidence(confidence: float) -> None:
+    arguments.scalars(confidence=confidence)
     if not 0 < confidence < 1:
         message = f"confidence={confidence}: give a probability inside (0, 1)"
         raise ValueError(message)
@@ -282,6 +284,7 @@ def _check_confidence(confidence: float) -> None:
 
 def _slope_weights(x: Any) -> FloatArray:
     """Return w with slope = Σ w log y, the least-squares weights: shape (X,)."""
+    arguments.numbers(x=x)
     x = np.asarray(x, np.float64)
     if x.ndim != 1 or not (np.isfinite(x) & (x > 0)).all() or len(np.unique(x)) < 2:
         message = f"x={x}: give positive numbers in one dimension, at least two of them different"
@@ -291,6 +294,7 @@ def _slope_weights(x: Any) -> FloatArray:
 
 
 def _logarithm(y: Any, num_points: int) -> FloatArray:
+    arguments.numbers(y=y)
     y = np.asarray(y, np.float64)
     if y.shape[-1:] != (num_points,):
         message = f"y: shape {y.shape}; the last axis must have the {num_points} points of x"

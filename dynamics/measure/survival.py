@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
+from dynamics import arguments
 from dynamics.measure.statistics import FloatArray, Interval
 
 
@@ -77,6 +78,7 @@ def kaplan_meier_median(times: Any, observed: Any, confidence: float = 0.95) -> 
         >>> print(kaplan_meier_median([1, 2, 3, 9, 9], [True, True, True, False, False]).estimate)
         3.0
     """
+    arguments.scalars(confidence=confidence)
     if not 0 < confidence < 1:
         message = f"confidence={confidence}: give a probability inside (0, 1)"
         raise ValueError(message)
@@ -112,7 +114,7 @@ def log_rank_test(times: Any, observed: Any, other_times: Any, other_observed: A
     Reference: Mantel 1966, "Evaluation of survival data and two new rank order statistics".
     """
     times, observed = _sample(times, observed)
-    other_times, other_observed = _sample(other_times, other_observed)
+    other_times, other_observed = _sample(other_times, other_observed, "other_")
     both = kaplan_meier(
         np.concatenate([times, other_times]), np.concatenate([observed, other_observed])
     )
@@ -129,12 +131,11 @@ def _first(time: FloatArray, reached: Any) -> FloatArray:
     return np.float64(time[np.argmax(reached)] if reached.any() else np.inf)
 
 
-def _sample(times: Any, observed: Any) -> tuple[FloatArray, Any]:
+def _sample(times: Any, observed: Any, which: str = "") -> tuple[FloatArray, Any]:
+    named = {f"{which}times": times, f"{which}observed": observed}
+    arguments.shapes("N, N", **named)
     times, observed = np.asarray(times, np.float64), np.asarray(observed, bool)
-    if times.ndim != 1 or not times.size or times.shape != observed.shape:
-        message = f"times {times.shape}, observed {observed.shape}: give two arrays (N,), N >= 1"
-        raise ValueError(message)
     if not np.isfinite(times).all():
-        message = f"times={times}: give finite ones, for a censored one the time until then"
+        message = f"{which}times={times}: give finite ones, for a censored one the time until then"
         raise ValueError(message)
     return times, observed

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array, LinearAttentionWeights
 
 
@@ -42,10 +43,13 @@ def gradient_descent_construction(
         [[ 0.    0.  ]
          [ 0.   -0.25]]
     """
-    _check_sizes(dim=dim, num_context=num_context)
+    arguments.counts(dim=dim, num_context=num_context)
+    arguments.finite(learning_rate=learning_rate)
+    arguments.numbers(learning_rate=learning_rate)
+    arguments.numbers(start=0 if start is None else start)
     origin = jnp.zeros(dim) if start is None else jnp.asarray(start)
     if origin.shape != (dim,):
-        message = f"start has shape {origin.shape}; give ({dim},), a weight for each input"
+        message = f"start has shape {origin.shape}; give (dim,) = ({dim},)"
         raise ValueError(message)
     read = jnp.asarray(_reads_inputs(dim))  # keys and queries see x alone
     value = jnp.zeros_like(read).at[-1].set(jnp.append(origin, -1.0))  # w0·x - y
@@ -83,7 +87,8 @@ def gradient_descent_plus_plus_construction(
         [[-0.1  0. ]
          [ 0.  -0.5]]
     """
-    _check_sizes(dim=dim, num_context=num_context)
+    arguments.counts(dim=dim, num_context=num_context)
+    arguments.numbers(learning_rates=learning_rates, input_rates=input_rates)
     eta, gamma = jnp.asarray(learning_rates), jnp.asarray(input_rates)
     if eta.ndim != 1 or eta.shape != gamma.shape or eta.size == 0:
         message = (
@@ -133,10 +138,11 @@ def newton_construction(
         >>> newton_construction(2, num_iterations=4, start_scale=0.1).query.shape
         (11, 3, 2, 12)
     """
-    _check_sizes(dim=dim, num_iterations=num_iterations + 1)
-    if start not in ("identity", "gram"):
-        message = f"start={start!r}: choose identity or gram"
-        raise ValueError(message)
+    arguments.counts(dim=dim)
+    arguments.integers(0, num_iterations=num_iterations)
+    arguments.finite(start_scale=start_scale)
+    arguments.numbers(start_scale=start_scale)
+    arguments.choices(("identity", "gram"), start=start)
     block = _newton_blocks(dim)
     x, y, m, p, u, q, o = (block[name] for name in "xympuqo")
     idle = (np.zeros_like(x),) * 3 + (np.zeros_like(x.T),)
@@ -209,7 +215,10 @@ def short_newton_construction(
         >>> short_newton_construction(2, num_iterations=4, start_scale=0.1).query.shape
         (5, 2, 6)
     """
-    _check_sizes(dim=dim, num_iterations=num_iterations + 1)
+    arguments.counts(dim=dim)
+    arguments.integers(0, num_iterations=num_iterations)
+    arguments.finite(start_scale=start_scale)
+    arguments.numbers(start_scale=start_scale)
     x, y, z, o = _blocks(dim, (dim, 1, dim, 1))
     scales = start_scale * 2.0 ** jnp.arange(num_iterations + 1)  # powers of two do not round
     into = jnp.asarray([*[-z.T / 2] * num_iterations, o.T])
@@ -251,15 +260,8 @@ def _blocks(dim: int, sizes: tuple[int, ...]) -> list[Any]:
     ]
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            given, least = (size - 1, 0) if name == "num_iterations" else (size, 1)
-            message = f"{name}={given}: give at least {least}"
-            raise ValueError(message)
-
-
 def _check_prompt(inputs: Array, targets: Array, query: Array) -> None:
+    arguments.shapes("... N d, ... N, ... d", inputs=inputs, targets=targets, query=query)
     batch, dim = inputs.shape[:-2], inputs.shape[-1]
     if targets.shape != inputs.shape[:-1] or query.shape != (*batch, dim):
         message = (

@@ -165,9 +165,9 @@ H = jnp.ones((4, 2))
 @pytest.mark.parametrize(
     ("call", "error", "named"),
     [
-        (lambda: degeneracy.interaction_basis(H[0], H[None]), ValueError, "activations: shape"),
-        (lambda: degeneracy.interaction_basis(H, H), ValueError, "jacobians: shape"),
-        (lambda: degeneracy.output_jacobians(jnp.sin, H[0]), ValueError, "activations: shape"),
+        (lambda: degeneracy.interaction_basis(H[0], H[None]), ValueError, "activations has shape"),
+        (lambda: degeneracy.interaction_basis(H, H), ValueError, "jacobians has shape"),
+        (lambda: degeneracy.output_jacobians(jnp.sin, H[0]), ValueError, "activations has shape"),
         (
             lambda: degeneracy.layer_degeneracy(lambda w, x: x @ w, H.T, H, batch_size=0),
             ValueError,

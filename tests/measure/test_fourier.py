@@ -126,7 +126,7 @@ class TestPhaseAlignment:
     def test_zeros_and_wrong_shapes(self):
         zeros = jnp.zeros((2, 5))
         assert fourier.phase_alignment(zeros, zeros, zeros, 5) == 0
-        with pytest.raises(ValueError, match="weights of shape"):
+        with pytest.raises(ValueError, match="readout has shape"):
             fourier.phase_alignment(zeros, zeros, jnp.zeros((2, 4)), 5)
 
 
@@ -145,5 +145,5 @@ def test_grokking_has_both_by_their_fixed_names():
 def test_wrong_arguments_are_refused():
     for weights, modulus in ((np.ones(5), 4), (np.ones((5, 3)), 5), (1.0, 1), (np.ones(1), 1)):
         for measure in (fourier.fourier_power, fourier.inverse_participation_ratio):
-            with pytest.raises(ValueError, match="weights of shape"):
+            with pytest.raises(ValueError, match=r"weights has shape|modulus="):
                 measure(weights, modulus)

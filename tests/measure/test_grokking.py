@@ -103,5 +103,5 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="direction='up'"):
         grokking.first_crossing(STEPS, STEPS, 0.5, direction="up")
     for steps, values in ((STEPS, STEPS[:3]), (np.zeros((2, 4)), STEPS), ([], []), (STEPS, 1.0)):
-        with pytest.raises(ValueError, match="steps of shape"):
+        with pytest.raises(ValueError, match=r"steps|values"):
             grokking.first_crossing(steps, values, 0.5)

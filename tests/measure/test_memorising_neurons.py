@@ -104,12 +104,12 @@ def test_pruning_the_noise_leaves_the_rule(half_and_half):
 
 def test_wrong_arguments_are_refused():
     weights = jnp.ones((5, 3))
-    with pytest.raises(ValueError, match="readout \\(5, 3\\)"):
+    with pytest.raises(ValueError, match="readout"):
         memorising_neurons.neuron_participation(weights, weights, weights)
     for threshold in (0, 1.5):
         with pytest.raises(ValueError, match="threshold="):
             memorising_neurons.memorising_neurons(jnp.ones(3), threshold)
     with pytest.raises(ValueError, match="order has shape"):
         memorising_neurons.kept_neurons(weights, 1)
-    with pytest.raises(ValueError, match="readout \\(5, 3\\)"):
+    with pytest.raises(ValueError, match="readout"):
         memorising_neurons.prune_neurons(weights, jnp.arange(3), 1)

@@ -139,7 +139,7 @@ def test_coverage():
 
 def test_wrong_arguments_are_refused():
     for times, observed in (([], []), ([1.0], [True, False]), ([[1.0]], [[True]])):
-        with pytest.raises(ValueError, match="give two arrays"):
+        with pytest.raises(ValueError, match=r"times|observed"):
             survival.kaplan_meier(times, observed)
     with pytest.raises(ValueError, match="give finite ones"):
         survival.log_rank_test([1.0], [True], [np.inf], [False])
