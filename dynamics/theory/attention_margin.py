@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
+from dynamics import arguments
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -40,17 +42,10 @@ def token_constraints(tokens: Any, queries: Any, selected: Any) -> FloatArray:
         >>> print(token_constraints([[[2.0], [1.0], [5.0]]], [[1.0, -1.0]], [2]).tolist())
         [[[3.0, -3.0]], [[4.0, -4.0]]]
     """
+    arguments.shapes("N T D, N E, N", tokens=tokens, queries=queries, selected=selected)
+    arguments.labels(np.shape(tokens)[1], **{"selected, of tokens": selected})
     tokens, queries = np.asarray(tokens, dtype=float), np.asarray(queries, dtype=float)
     selected = np.asarray(selected)
-    if tokens.ndim != 3 or queries.ndim != 2 or selected.shape != tokens.shape[:1]:
-        message = (
-            f"tokens {tokens.shape}, queries {queries.shape}, selected {selected.shape}: "
-            "give (N, T, D), (N, E), (N,)"
-        )
-        raise ValueError(message)
-    if len(queries) != len(tokens) or selected.min() < 0 or selected.max() >= tokens.shape[1]:
-        message = f"selected={selected}: give tokens 0 to {tokens.shape[1] - 1}, one a query"
-        raise ValueError(message)
     rows = np.arange(len(tokens))
     gaps = tokens[rows, selected][:, None] - tokens  # (N, T, D)
     others = np.arange(tokens.shape[1]) != selected[:, None]
@@ -98,6 +93,7 @@ def nuclear_solution(constraints: Any, *, tolerance: float = 1e-6) -> MarginSolu
         >>> print(round(solution.norm, 6), round(solution.lower_bound, 6))
         1.0 1.0
     """
+    arguments.positive(tolerance=tolerance)
     constraints = _checked(constraints)
     _least_distance(constraints)  # refuses constraints that nothing meets
     scale = np.linalg.norm(constraints, axis=(1, 2)).max()
@@ -170,8 +166,6 @@ def _least_distance(constraints: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _checked(constraints: Any) -> FloatArray:
-    constraints = np.asarray(constraints, dtype=float)
-    if constraints.ndim != 3 or constraints.size == 0 or not np.all(np.isfinite(constraints)):
-        message = f"constraints: shape {constraints.shape}; give finite matrices (C, D, E)"
-        raise ValueError(message)
-    return constraints
+    arguments.shapes("C D E", constraints=constraints)
+    arguments.finite(constraints=constraints)
+    return np.asarray(constraints, dtype=float)

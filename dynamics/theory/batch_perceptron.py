@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -44,9 +45,7 @@ def path(rows: Array, num_steps: int) -> Array:
          [-0.25   0.375]]
     """
     _check_rows(rows)
-    if num_steps < 1:
-        message = f"num_steps={num_steps}: give at least 1"
-        raise ValueError(message)
+    arguments.counts(num_steps=num_steps)
 
     def step(weight: Array, _: None) -> tuple[Array, Array]:
         after = weight + jnp.heaviside(-(rows @ weight), 0.5) @ rows / len(rows)
@@ -82,9 +81,8 @@ def expansion(rows: Array, path: Array, step_size: Any) -> Expansion:
         True True
     """
     _check_rows(rows)
-    if path.ndim != 2 or path.shape[1] != rows.shape[1]:
-        message = f"path: shape {path.shape}; give (T, {rows.shape[1]})"
-        raise ValueError(message)
+    arguments.shapes("N D, T D", rows=rows, path=path)
+    arguments.positive(step_size=step_size)
     lengths = jnp.linalg.norm(rows, axis=1)
 
     def step(carry: Expansion, inputs: tuple[Array, Array]) -> tuple[Expansion, Expansion]:
@@ -122,6 +120,7 @@ def separation_step(rows: Array, iterates: Array) -> Array:
         >>> print(separation_step(rows, path(rows, 9)))
         4
     """
+    arguments.shapes("N D, T D", rows=rows, iterates=iterates)
     right = jnp.all(iterates @ rows.T > 0, axis=1)
     return jnp.where(right.any(), jnp.argmax(right), len(iterates))
 
@@ -141,9 +140,7 @@ def two_clusters(num_samples: int) -> np.ndarray:
         >>> print(two_clusters(3).tolist())
         [[0.5, -1.0], [0.5, 1.0], [0.5, 1.0]]
     """
-    if num_samples < 2:
-        message = f"num_samples={num_samples}: give at least 2"
-        raise ValueError(message)
+    arguments.integers(2, num_samples=num_samples)
     return np.array([[0.5, -1.0]] + [[0.5, 1.0]] * (num_samples - 1))
 
 
@@ -180,8 +177,11 @@ def lone_row_steps(rows: Any, step_size: Any) -> StepBounds:
         >>> lone_row_steps(two_clusters(1000), 100.0)
         StepBounds(least=301, most=309)
     """
-    rows = np.asarray(rows, np.float64)
     _check_rows(rows)
+    arguments.finite(rows=rows)
+    arguments.scalars(step_size=step_size)
+    arguments.positive(step_size=step_size)
+    rows = np.asarray(rows, np.float64)
     behind = -(rows[0] @ rows.mean(axis=0)) / 2  # -s_1 / γ
     if not behind > 0:
         message = f"rows: the first is right after one step (-s_1 / γ = {behind}); give a lone row"
@@ -220,10 +220,9 @@ def normalised_steps(num_samples: Any, step_size: Any) -> tuple[Any, Any]:
         >>> print(round(low, 1), round(high, 1))
         148.4 162.2
     """
+    arguments.positive(num_samples=num_samples, step_size=step_size)
     return 2 * np.log(5 * num_samples / 3) / step_size, 2 * np.log(10 * num_samples / 3) / step_size
 
 
 def _check_rows(rows: Any) -> None:
-    if rows.ndim != 2 or 0 in rows.shape:
-        message = f"rows: shape {rows.shape}; give (N, D) with at least one row"
-        raise ValueError(message)
+    arguments.shapes("N D", rows=rows)

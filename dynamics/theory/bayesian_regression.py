@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -45,6 +46,7 @@ def prior_predictive(inputs: Array, prior: NormalInverseGamma) -> Predictive:
         [6.]
     """
     _check(prior)
+    arguments.shapes("... D", inputs=inputs)
     spread = 1 + jnp.sum(inputs**2, axis=-1) / prior.precision
     variance = prior.scale / (prior.shape - 1) * spread
     return Predictive(jnp.zeros_like(variance), variance)
@@ -80,9 +82,7 @@ def posterior_predictive(inputs: Array, targets: Array, prior: NormalInverseGamm
         [0. 2.] [2. 5.]
     """
     _check(prior)
-    if inputs.ndim != 2 or targets.shape != inputs.shape[:1]:
-        message = f"inputs {inputs.shape} and targets {targets.shape}: give (N, D) and (N,)"
-        raise ValueError(message)
+    arguments.shapes("N D, N", inputs=inputs, targets=targets)
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
 
     dim, dtype = inputs.shape[1], jnp.result_type(inputs, targets)
@@ -126,15 +126,17 @@ def excess_risk(answer: Predictive, best: Predictive) -> Array:
         >>> print(excess_risk(Predictive(2 * one, one), Predictive(0 * one, one)))
         2.0
     """
+    arguments.records(Predictive, answer=answer, best=best)
     ratio = best.variance / answer.variance
     return (ratio - 1 - jnp.log(ratio) + (answer.mean - best.mean) ** 2 / answer.variance) / 2
 
 
 def _check(prior: NormalInverseGamma) -> None:
+    arguments.records(NormalInverseGamma, prior=prior)
     if not prior.shape > 1:
-        message = f"shape={prior.shape}: give more than 1, or targets have no variance"
+        message = f"prior: shape={prior.shape}; give more than 1, or targets have no variance"
         raise ValueError(message)
     for name in ("scale", "precision"):
         if not getattr(prior, name) > 0:
-            message = f"{name}={getattr(prior, name)}: give a positive number"
+            message = f"prior: {name}={getattr(prior, name)}; give a positive number"
             raise ValueError(message)

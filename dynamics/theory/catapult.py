@@ -11,8 +11,9 @@ exactly, at every width and step size.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+
+from dynamics import arguments
 
 
 class Pair(NamedTuple):
@@ -37,6 +38,8 @@ def advance(state: Pair, learning_rate: Any, target: Any) -> Pair:
         >>> advance(Pair(1.0, 2.0), 0.5, 0.0)
         Pair(output=0.25, curvature=0.5)
     """
+    arguments.records(tuple, state=state)
+    arguments.numbers(learning_rate=learning_rate, target=target)
     output, curvature = state
     step = learning_rate * (output - target)
     return Pair(
@@ -62,9 +65,7 @@ def largest_constant_rate(curvature: Any) -> Any:
         >>> print(largest_constant_rate(2.0))
         2.0
     """
-    if not isinstance(curvature, jax.core.Tracer) and not np.all(np.asarray(curvature) > 0):
-        message = f"curvature={curvature}: give a positive number"
-        raise ValueError(message)
+    arguments.positive(curvature=curvature)
     return 4 / curvature
 
 
@@ -80,6 +81,7 @@ def largest_stable_rate(target: Any) -> Any:
         >>> print(largest_stable_rate(-0.1))
         10.0
     """
+    arguments.numbers(target=target)
     if np.any(np.asarray(target) == 0):
         message = "target=0: there a solution of no curvature is stable at every rate"
         raise ValueError(message)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import modular_addition
 
@@ -42,8 +43,10 @@ def skewed_accuracy(repeats: int, modulus: int) -> Array:
 
     Reference: derived here.
     """
-    if repeats < 1 or modulus < 3 or modulus % 2 == 0:
-        message = f"repeats={repeats}, modulus={modulus}: give at least 1, and an odd one from 3 on"
+    arguments.counts(repeats=repeats)
+    arguments.integers(3, modulus=modulus)
+    if modulus % 2 == 0:
+        message = f"modulus={modulus}: give an odd number from 3 on"
         raise ValueError(message)
     num_frequencies = (modulus - 1) // 2
     width = repeats * num_frequencies

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import signal_propagation
 
@@ -57,9 +58,11 @@ def critical_initialisation(
         >>> print(critical_initialisation(jax.nn.relu, 1.0).weight_variance.round(5))
         2.0
     """
-    if not variance > 0:
-        message = f"variance={variance}: give a positive number"
-        raise ValueError(message)
+    arguments.functions(activation=activation)
+    arguments.scalars(variance=variance)
+    arguments.positive(variance=variance)
+    arguments.finite(variance=variance)
+    arguments.counts(num_nodes=num_nodes)
     slope = signal_propagation.slope_of(activation)
 
     def mean(function: Activation) -> Array:
@@ -86,6 +89,7 @@ def variance_series(activation: Activation) -> Array:
         >>> print(variance_series(jnp.sin))
         [ 1.        -1.         0.6666667]
     """
+    arguments.functions(activation=activation)
     derivatives, function = [], lambda u: activation(u) ** 2
     for m in (1, 2, 3):
         function = jax.grad(jax.grad(function))
@@ -112,6 +116,7 @@ def variance_decay(activation: Activation) -> VarianceDecay:
         >>> print(f"{variance_decay(jnp.tanh).logarithm:.3f}")  # -5/6
         -0.833
     """
+    arguments.functions(activation=activation)
     passes_zero = abs(float(activation(jnp.zeros(())))) < 1e-6
     first, second, third = variance_series(activation) if passes_zero else jnp.zeros(3)
     if not first > 0:
@@ -137,6 +142,8 @@ def half_stable_variance(activation: Activation, *, num_nodes: int = 160) -> flo
         >>> print(round(half_stable_variance(lambda u: jax.nn.gelu(u, approximate=False)), 2))
         3.56
     """
+    arguments.functions(activation=activation)
+    arguments.counts(num_nodes=num_nodes)
 
     @jax.jit
     def relative(log_variance: Array) -> Array:
@@ -176,6 +183,7 @@ def universality_class(activation: Activation) -> str:
         >>> universality_class(jnp.tanh)
         'zero variance'
     """
+    arguments.functions(activation=activation)
     points = jnp.array([-1.7, -0.6, 0.4, 2.3])
     if bool(jnp.allclose(activation(3 * points), 3 * activation(points), rtol=1e-4, atol=1e-5)):
         return "scale invariant"

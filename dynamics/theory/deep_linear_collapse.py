@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 BRANCHES = ("global", "outer")
@@ -149,9 +150,7 @@ def scaled_length(price: Array, depth: int | Array, *, branch: Branch = "global"
         >>> print(scaled_length(jnp.array([0.51, 0.51]), jnp.array([1, 2])).round(4))
         [0.4003 0.    ]
     """
-    if branch not in BRANCHES:
-        message = f"branch={branch!r}: choose one of {', '.join(BRANCHES)}"
-        raise ValueError(message)
+    arguments.choices(BRANCHES, branch=branch)
     _refuse(price, "price", "give non-negative numbers", lambda value: value >= 0)
     beta = _floating(price)
     beta, number = jnp.broadcast_arrays(beta, _depth(depth).astype(beta.dtype))
@@ -202,6 +201,7 @@ def minimiser(
         >>> print(found.classifier.round(2), found.features.round(2))
         [2. 0.] [0.22 0.  ]
     """
+    arguments.choices(BRANCHES, branch=branch)
     sizes, weight_decay, feature_decay = _checked(class_sizes, weight_decay, feature_decay)
     _refuse(weight_decay, "weight_decay", "give a positive number", lambda value: value > 0)
     samples = jnp.sum(sizes)
@@ -248,9 +248,9 @@ def balanced_minimiser(
         [0.5 0.5] [[ 0.6464 -0.6464]
          [-0.6464  0.6464]]
     """
-    if num_classes < 2:
-        message = f"num_classes={num_classes}: give at least 2"
-        raise ValueError(message)
+    arguments.integers(2, num_classes=num_classes)
+    arguments.numbers(class_size=class_size)
+    arguments.positive(class_size=class_size)
     found = minimiser(
         jnp.full(num_classes, class_size, dtype=jnp.result_type(float)),
         weight_decay=weight_decay,
@@ -276,10 +276,9 @@ def _depth(depth: int | Array) -> Array:
 def _checked(
     class_sizes: Array, weight_decay: float | Array, feature_decay: float | Array
 ) -> tuple[Array, Array, Array]:
+    arguments.shapes("K", class_sizes=class_sizes)
+    arguments.numbers(weight_decay=weight_decay, feature_decay=feature_decay)
     sizes = _floating(class_sizes)
-    if sizes.ndim != 1 or not sizes.size:
-        message = f"class_sizes: shape {sizes.shape}; give (K,), one number a class"
-        raise ValueError(message)
     positive = lambda value: value > 0
     _refuse(sizes, "class_sizes", "give positive numbers", positive)
     _refuse(weight_decay, "weight_decay", "give a number from 0 on", lambda value: value >= 0)
@@ -294,6 +293,7 @@ def _floating(value: Any) -> Array:
 
 def _refuse(value: Any, name: str, mend: str, allowed: Callable[[Any], Any]) -> None:
     """Raise where a number is not allowed; under a trace none is known and none refused."""
+    arguments.numbers(**{name: value})
     if isinstance(value, jax.core.Tracer):
         return
     numbers = np.asarray(value, dtype=float)

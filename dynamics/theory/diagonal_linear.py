@@ -16,8 +16,11 @@ The flow runs on the host in float64.
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.integrate
+
+from dynamics import arguments
 
 FloatArray = Any  # a NumPy array of float64
 
@@ -47,6 +50,7 @@ def hessian_trace(positive: Any, negative: Any, inputs: Any) -> Any:
         >>> print(hessian_trace(np.ones(2), np.zeros(2), np.array([[1.0, 2.0]])))
         20.0
     """
+    arguments.shapes("... D, ... D, N D", positive=positive, negative=negative, inputs=inputs)
     return 4 * ((positive**2 + negative**2) * (inputs**2).mean(axis=0)).sum(axis=-1)
 
 
@@ -65,6 +69,10 @@ def output_gradients(positive: Any, negative: Any, inputs: Any) -> FloatArray:
         [[  2.  -6.]
          [  4. -12.]]
     """
+    arguments.shapes("... D, ... D, N D", positive=positive, negative=negative, inputs=inputs)
+    if np.shape(positive) != np.shape(negative):
+        message = f"positive {np.shape(positive)}, negative {np.shape(negative)}: give one shape"
+        raise ValueError(message)
     positive, negative, inputs = (np.asarray(a, np.float64) for a in (positive, negative, inputs))
     halves = positive[..., None, :] * inputs, -negative[..., None, :] * inputs
     return 2 * np.concatenate(halves, axis=-1)
@@ -89,6 +97,11 @@ def product_factor(
         >>> product_factor(1.0, 1.0, learning_rate=0.5, strength=0.25, finite_step=1.0)
         -0.75
     """
+    arguments.numbers(gradient=gradient, ahead=ahead, learning_rate=learning_rate)
+    arguments.numbers(strength=strength, finite_step=finite_step)
+    if not isinstance(finite_step, jax.core.Tracer) and not np.all(np.asarray(finite_step) != 0):
+        message = f"finite_step={finite_step}: give a number that is not zero"
+        raise ValueError(message)
     slope = 2 * gradient + 2 * strength / finite_step * (ahead - gradient)  # s
     shrink = 1 - 4 * learning_rate * strength * gradient * ahead
     return shrink**2 - (learning_rate * slope) ** 2
@@ -128,10 +141,12 @@ def regularised_flow(
         >>> print(found.coefficients.round(6), found.log_scale.round(6))
         [[1.]] [[-1.386294]]
     """
+    arguments.shapes("M N D, M N", inputs=inputs, targets=targets)
+    arguments.finite(inputs=inputs, targets=targets, strength=strength, finite_step=finite_step)
+    arguments.not_negative(strength=strength)
+    arguments.positive(scale=scale, horizon=horizon, tolerance=tolerance)
+    arguments.finite(scale=scale, horizon=horizon, tolerance=tolerance)
     inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    if inputs.ndim != 3 or targets.shape != inputs.shape[:2]:
-        message = f"inputs {inputs.shape}, targets {targets.shape}: give (M, N, D) and (M, N)"
-        raise ValueError(message)
     count, num_samples, dim = inputs.shape
     column = lambda value: np.broadcast_to(np.asarray(value, np.float64), (count,))[:, None]
     strength, finite_step = column(strength), column(finite_step)
@@ -183,6 +198,8 @@ def outside_row_space(log_ratio: Any, inputs: Any) -> FloatArray:
         >>> print(outside_row_space(np.array([3.0, 4.0]), np.array([[1.0, 0.0]])))
         0.8
     """
+    arguments.shapes("D, N D", log_ratio=log_ratio, inputs=inputs)
+    arguments.finite(log_ratio=log_ratio, inputs=inputs)
     log_ratio, inputs = np.asarray(log_ratio, np.float64), np.asarray(inputs, np.float64)
     combined = np.linalg.lstsq(inputs.T, log_ratio, rcond=None)[0]
     return np.linalg.norm(log_ratio - combined @ inputs) / np.linalg.norm(log_ratio)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import scipy.special
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -50,6 +51,7 @@ def arc_cosine(covariance: Array, variance1: Array, variance2: Array, *, degree:
         >>> print(arc_cosine(1.0, 1.0, 1.0, degree=1), arc_cosine(0.0, 1.0, 1.0, degree=0))
         0.5 0.25
     """
+    _check_moments(covariance, variance1, variance2)
     if degree not in (0, 1):
         message = f"degree={degree}: give 0 or 1"
         raise ValueError(message)
@@ -68,8 +70,9 @@ def relu_dual(covariance: Array, variance1: Array, variance2: Array) -> Dual:
         >>> print(relu_dual(1.0, 1.0, 1.0).derivative)
         0.5
     """
-    arguments = covariance, variance1, variance2
-    return Dual(arc_cosine(*arguments, degree=1), arc_cosine(*arguments, degree=0))
+    _check_moments(covariance, variance1, variance2)
+    moments = covariance, variance1, variance2
+    return Dual(arc_cosine(*moments, degree=1), arc_cosine(*moments, degree=0))
 
 
 def erf_dual(covariance: Array, variance1: Array, variance2: Array) -> Dual:
@@ -85,6 +88,7 @@ def erf_dual(covariance: Array, variance1: Array, variance2: Array) -> Dual:
         >>> print(erf_dual(0.0, 0.0, 0.0).derivative * jnp.pi)
         4.0
     """
+    _check_moments(covariance, variance1, variance2)
     scale = jnp.asarray((1 + 2 * variance1) * (1 + 2 * variance2))
     value = 2 / jnp.pi * jnp.arcsin(2 * covariance / jnp.sqrt(scale))
     return Dual(value, 4 / jnp.pi / jnp.sqrt(scale - 4 * covariance**2))
@@ -120,11 +124,11 @@ def dual_activation(
         >>> print(f"{dual_activation(jnp.square, 0.5, 1.0, 1.0).value:.4f}")  # 1 + 2 c^2
         1.5000
     """
-    if order < 1:
-        message = f"order={order}: give at least 1"
-        raise ValueError(message)
-    arguments = jnp.broadcast_arrays(*map(jnp.asarray, (covariance, variance1, variance2)))
-    dtype = jnp.result_type(float, *arguments)
+    arguments.functions(activation=activation)
+    _check_moments(covariance, variance1, variance2)
+    arguments.counts(order=order)
+    moments = jnp.broadcast_arrays(*map(jnp.asarray, (covariance, variance1, variance2)))
+    dtype = jnp.result_type(float, *moments)
     nodes, weights = (jnp.asarray(a, dtype) for a in scipy.special.roots_hermitenorm(order))
     weights = weights / jnp.sum(weights)
 
@@ -138,9 +142,9 @@ def dual_activation(
         average = lambda a, b: jnp.einsum("i,j,ij->", weights, weights, a * b, precision="highest")
         return average(pairs[0][0], pairs[1][0]), average(pairs[0][1], pairs[1][1])
 
-    entries = jnp.stack([a.astype(dtype).ravel() for a in arguments], axis=1)
+    entries = jnp.stack([a.astype(dtype).ravel() for a in moments], axis=1)
     value, derivative = jax.lax.map(one, entries)
-    return Dual(value.reshape(arguments[0].shape), derivative.reshape(arguments[0].shape))
+    return Dual(value.reshape(moments[0].shape), derivative.reshape(moments[0].shape))
 
 
 DUALS = {"relu": relu_dual, "erf": erf_dual}
@@ -181,11 +185,9 @@ def fully_connected_kernels(
          [0. 1.]]
     """
     check_architecture(activation, depth, weight_std, bias_std)
+    arguments.shapes("N D, ?M D", x1=x1, x2=x2)
     same, x1 = x2 is None, jnp.asarray(x1)
     x2 = x1 if same else jnp.asarray(x2)
-    if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1] or 0 in x1.shape + x2.shape:
-        message = f"x1 {x1.shape}, x2 {x2.shape}: give (N1, D) and (N2, D), none of them 0"
-        raise ValueError(message)
 
     def affine(moment: Array) -> Array:
         return weight_std**2 * moment + bias_std**2
@@ -206,15 +208,13 @@ def fully_connected_kernels(
 
 def check_architecture(activation: str, depth: int, weight_std: float, bias_std: float) -> None:
     """Raise ValueError where one of the arguments of an architecture is out of range."""
-    if activation not in DUALS:
-        message = f"activation={activation!r}: give one of {', '.join(map(repr, DUALS))}"
-        raise ValueError(message)
-    if depth < 0:
-        message = f"depth={depth}: give the number of hidden layers, 0 or more"
-        raise ValueError(message)
-    if not weight_std > 0:
-        message = f"weight_std={weight_std}: give a positive number"
-        raise ValueError(message)
-    if not bias_std >= 0:
-        message = f"bias_std={bias_std}: give 0 or a positive number"
-        raise ValueError(message)
+    arguments.choices(tuple(DUALS), activation=activation)
+    arguments.integers(0, depth=depth)
+    arguments.positive(weight_std=weight_std)
+    arguments.not_negative(bias_std=bias_std)
+
+
+def _check_moments(covariance: Array, variance1: Array, variance2: Array) -> None:
+    moments = dict(covariance=covariance, variance1=variance1, variance2=variance2)
+    arguments.shapes("..., ..., ...", **moments)
+    arguments.not_negative(variance1=variance1, variance2=variance2)

@@ -8,9 +8,11 @@ from then on each class has a linear network to itself.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -22,16 +24,17 @@ def class_sum_norms(inputs: Any, labels: Any) -> Array:
         labels: (N,) of +1 and -1.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or a label is neither +1 nor -1.
 
     Example:
         >>> print(class_sum_norms([[3.0, 0.0], [0.0, 4.0], [-1.0, 0.0]], [1, 1, -1]))
         [5. 1.]
     """
-    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
-    if inputs.ndim != 2 or labels.shape != inputs.shape[:1]:
-        message = f"inputs {inputs.shape}, labels {labels.shape}: give (N, D) and (N,)"
+    arguments.shapes("N D, N", inputs=inputs, labels=labels)
+    if not isinstance(labels, jax.core.Tracer) and not np.all(np.abs(np.asarray(labels)) == 1):
+        message = f"labels={labels}: give +1 or -1 for each"
         raise ValueError(message)
+    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
     own = labels == jnp.array([[1], [-1]])  # (2, N)
     return jnp.linalg.norm(own @ inputs, axis=1)
 
@@ -58,6 +61,9 @@ def escape_delay(class_sum_norm: Any, shrinkage: Any, learning_rate: float) -> A
         >>> print(round(escape_delay(8.0, 1000.0, 0.01), 1))
         176.1
     """
+    arguments.numbers(shrinkage=shrinkage)
+    arguments.scalars(learning_rate=learning_rate)
+    arguments.positive(class_sum_norm=class_sum_norm)
     if not (np.all(np.asarray(shrinkage) >= 1) and learning_rate > 0):
         message = (
             f"shrinkage={shrinkage}, learning_rate={learning_rate}: give a factor of at least one "

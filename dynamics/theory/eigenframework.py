@@ -12,13 +12,13 @@ set γ and κ. Put together they are one equation, γ (n - z) (1 - z/k) = δ, wh
 of squares, of noisy labels.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 NUM_BISECTIONS = 64  # of an interval of 70 in log γ: down to the rounding of double precision
@@ -59,10 +59,8 @@ def spectrum(eigenvalues: Array, powers: Array) -> Spectrum:
         >>> print(spectrum(jnp.ones(2), jnp.ones(2)).traces)
         [1. 1.]
     """
+    arguments.shapes("M, M", eigenvalues=eigenvalues, powers=powers)
     eigenvalues, powers = jnp.asarray(eigenvalues), jnp.asarray(powers)
-    if eigenvalues.ndim != 1 or eigenvalues.shape != powers.shape:
-        message = f"eigenvalues {eigenvalues.shape}, powers {powers.shape}; give (M,) of both"
-        raise ValueError(message)
     return Spectrum(eigenvalues, eigenvalues, powers)
 
 
@@ -96,13 +94,12 @@ def power_law(
         >>> print(round(float(law.traces.sum()), 4), round(float(law.powers.sum()), 4))
         1.6449 1.2021
     """
+    arguments.scalars(alpha=alpha, beta=beta)
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not value > 1:
+        if not 1 < value < jnp.inf:
             message = f"{name}={value}: give a number above 1, so that the sum over modes is finite"
             raise ValueError(message)
-    if num_modes < 1:
-        message = f"num_modes={num_modes}: give a positive number"
-        raise ValueError(message)
+    arguments.counts(num_modes=num_modes)
     single = np.log(np.arange(1, num_modes + 1))
     length = np.ceil(np.log(1e12) / (min(alpha, beta) - 1))
     nodes, weights = np.polynomial.legendre.leggauss(8)
@@ -151,12 +148,14 @@ def risk(
         >>> print(risk(spectrum(jnp.ones(4), jnp.ones(4)), num_samples=2.0, ridge=0.0).test)
         2.0
     """
-    arguments = jnp.broadcast_arrays(
+    arguments.records(Spectrum, modes=modes)
+    arguments.positive(num_samples=num_samples, num_features=num_features)
+    arguments.not_negative(ridge=ridge, noise=noise)
+    settings = jnp.broadcast_arrays(
         *(jnp.asarray(a, modes.traces.dtype) for a in (num_samples, num_features, ridge, noise))
     )
-    shape = arguments[0].shape
-    found = _risks(modes, *(a.ravel() for a in arguments))
-    return jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+    found = _risks(modes, *(a.ravel() for a in settings))
+    return jax.tree.map(lambda leaf: leaf.reshape(settings[0].shape), found)
 
 
 def optimal_ridge(
@@ -182,12 +181,14 @@ def optimal_ridge(
         >>> print(free.train, free.ridge)  # the best fit goes through all labels
         0.0 0.0
     """
-    arguments = jnp.broadcast_arrays(
+    arguments.records(Spectrum, modes=modes)
+    arguments.positive(num_samples=num_samples, num_features=num_features)
+    arguments.not_negative(noise=noise)
+    settings = jnp.broadcast_arrays(
         *(jnp.asarray(a, modes.traces.dtype) for a in (num_samples, num_features, noise))
     )
-    shape = arguments[0].shape
-    found = _optima(modes, *(a.ravel() for a in arguments))
-    return jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+    found = _optima(modes, *(a.ravel() for a in settings))
+    return jax.tree.map(lambda leaf: leaf.reshape(settings[0].shape), found)
 
 
 def critical_noise(modes: Spectrum, num_samples: float) -> Array:
@@ -211,6 +212,8 @@ def critical_noise(modes: Spectrum, num_samples: float) -> Array:
         >>> print(abs(round(float(critical_noise(equal, 1.0)), 5)))  # any noise asks for a ridge
         0.0
     """
+    arguments.records(Spectrum, modes=modes)
+    arguments.positive(num_samples=num_samples)
     none = jnp.zeros((), modes.traces.dtype)
     gamma = _solve(modes, num_samples + none, none, none)
     share = modes.eigenvalues / (modes.eigenvalues + gamma)
@@ -267,6 +270,7 @@ def power_law_test(learned: Array, alpha: float, beta: float, relative_noise: fl
         [1.3333334 1.       ]
     """
     _check_exponents(alpha, beta)
+    arguments.not_negative(learned=learned, relative_noise=relative_noise)
     above = (learned ** (1 - beta) + alpha * relative_noise) / (1 + alpha * relative_noise)
     return above / (alpha - learned * (alpha - 1))
 
@@ -299,9 +303,7 @@ def power_law_fitting(alpha: float, beta: float, relative_noise: float = 0.0) ->
         0.0
     """
     _check_exponents(alpha, beta)
-    if not relative_noise >= 0:
-        message = f"relative_noise={relative_noise}: give a number that is not negative"
-        raise ValueError(message)
+    arguments.not_negative(relative_noise=relative_noise)
     wanted = alpha * (beta - 1) / (alpha - 1)
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -313,7 +315,8 @@ def power_law_fitting(alpha: float, beta: float, relative_noise: float = 0.0) ->
 
 
 def _check_exponents(alpha: float, beta: float) -> None:
-    if not alpha > 1:
+    arguments.scalars(alpha=alpha, beta=beta)
+    if not 1 < alpha < jnp.inf:
         message = f"alpha={alpha}: give a number above 1"
         raise ValueError(message)
     if not 1 < beta < 2 * alpha + 1:
@@ -325,8 +328,8 @@ def _check_exponents(alpha: float, beta: float) -> None:
 def _risks(
     modes: Spectrum, num_samples: Array, num_features: Array, ridge: Array, noise: Array
 ) -> Risk:
-    def one(arguments: tuple[Array, ...]) -> Risk:
-        num_samples, num_features, ridge, noise = arguments
+    def one(setting: tuple[Array, ...]) -> Risk:
+        num_samples, num_features, ridge, noise = setting
         gamma = _solve(modes, num_samples, 1 / num_features, ridge)
         return _risk_at(modes, gamma, num_samples, 1 / num_features, noise)._replace(ridge=ridge)
 
@@ -335,11 +338,9 @@ def _risks(
 
 @jax.jit
 def _optima(modes: Spectrum, num_samples: Array, num_features: Array, noise: Array) -> Risk:
-    def one(arguments: tuple[Array, ...]) -> Risk:
-        num_samples, num_features, noise = arguments
-        at = functools.partial(
-            _risk_at, modes, num_samples=num_samples, inverse_features=1 / num_features, noise=noise
-        )
+    def one(setting: tuple[Array, ...]) -> Risk:
+        num_samples, num_features, noise = setting
+        at = lambda gamma: _risk_at(modes, gamma, num_samples, 1 / num_features, noise)
         lowest = _solve(modes, num_samples, 1 / num_features, jnp.zeros_like(noise))
         highest = jnp.maximum(1e3 * jnp.sum(modes.traces), 2 * lowest)
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.integrate
 
+from dynamics import arguments
+
 FloatArray = Any  # a NumPy array of float64, or a NumPy number where the shape is ()
 
 
@@ -35,6 +37,8 @@ def covariance(probabilities: Any) -> FloatArray:
         [[ 0.1875 -0.1875]
          [-0.1875  0.1875]]
     """
+    arguments.shapes("V", probabilities=probabilities)
+    arguments.fractions(probabilities=probabilities)
     probabilities = np.asarray(probabilities, np.float64)
     return np.diag(probabilities) - np.outer(probabilities, probabilities)
 
@@ -51,6 +55,7 @@ def hessian_trace(outer: Any, inner: Any, fisher: Any) -> Any:
         >>> print(hessian_trace(np.array([[3.0]]), np.array([2.0]), np.array([[0.25]])))
         3.25
     """
+    arguments.shapes("... V K, ... K, ... V V", outer=outer, inner=inner, fisher=fisher)
     variance = fisher.trace(axis1=-2, axis2=-1)
     curved = (outer * (fisher @ outer)).sum(axis=(-2, -1))
     return variance * (inner**2).sum(axis=-1) + curved
@@ -68,6 +73,7 @@ def imbalance_change(outer: Any, inner: Any, noise: Any) -> Any:
         >>> print(imbalance_change(np.array([[3.0]]), np.array([2.0]), np.array([0.5])))
         [[-1.25]]
     """
+    arguments.shapes("V K, K, V", outer=outer, inner=inner, noise=noise)
     pulled = outer.T @ noise
     size = (noise**2).sum()
     return size * inner[:, None] * inner - pulled[:, None] * pulled
@@ -99,10 +105,17 @@ def imbalance_course(
         >>> print(course.round(6))
         [1.       0.997368]
     """
+    arguments.scalars(probability=probability, first=first, second=second)
+    arguments.fractions(probability=probability)
+    arguments.finite(first=first, second=second, learning_rate=learning_rate)
+    arguments.integers(0, num_steps=num_steps)
     variance = probability * (1 - probability)
     size, logit = first**2 - second**2, first * second
     if not 0 < learning_rate * variance * np.hypot(size, 2 * logit) < 2:
-        message = f"learning_rate={learning_rate}: SGD is not stable; lower it"
+        message = (
+            f"learning_rate={learning_rate}: SGD is not stable, or never moves, at "
+            f"probability={probability}"
+        )
         raise ValueError(message)
     course = [size]
     for _ in range(num_steps):
@@ -135,6 +148,13 @@ def drift(
         >>> print(round(balance[1] / balance[0] * np.e, 6))  # falls as exp(-p (1 - p) time)
         1.0
     """
+    arguments.shapes("V K, K, V V, T", outer=outer, inner=inner, fisher=fisher, times=times)
+    arguments.finite(outer=outer, inner=inner, fisher=fisher, times=times)
+    arguments.not_negative(times=times)
+    arguments.positive(tolerance=tolerance)
+    if np.any(np.diff(np.asarray(times)) <= 0) or not np.asarray(times)[-1] > 0:
+        message = f"times={times}: give increasing ones that end above 0"
+        raise ValueError(message)
     outer, inner, fisher = (np.asarray(a, np.float64) for a in (outer, inner, fisher))
     shape, split = outer.shape, outer.size
     values, vectors = np.linalg.eigh(fisher)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import signal_propagation
 
@@ -58,9 +59,7 @@ def gain_moment(width: int, order: int, activation: str = "relu") -> float:
         1.5 1.2
     """
     degrees, probabilities, scale = _active(width, activation)
-    if order < 0:
-        message = f"order={order}: give 0 or more"
-        raise ValueError(message)
+    arguments.integers(0, order=order)
     rising = scipy.special.poch(degrees / 2, order)  # E[(χ²/2)^order]
     return float(np.sum(probabilities * rising) * (2 * scale) ** order)
 
@@ -111,7 +110,7 @@ def output_moment_ratio(width: int, num_hidden: int, activation: str = "relu") -
         >>> print(round(output_moment_ratio(5, 3), 12))
         8.0
     """
-    _require_hidden(num_hidden)
+    arguments.integers(0, num_hidden=num_hidden)
     return gain_moment(width, 2, activation) ** num_hidden
 
 
@@ -137,10 +136,8 @@ def moment_ratio_error(
         >>> print(round(moment_ratio_error(100, 0, 1000), 5))  # sqrt(8 / 3 / width / 1000)
         0.00516
     """
-    _require_hidden(num_hidden)
-    if num_networks < 1:
-        message = f"num_networks={num_networks}: give a positive number"
-        raise ValueError(message)
+    arguments.integers(0, num_hidden=num_hidden)
+    arguments.counts(num_networks=num_networks)
     two, three, four = (gain_moment(width, m, activation) ** num_hidden for m in (2, 3, 4))
     # Given G: E[z⁴z⁴], E[z²z⁴] and E[z²z²] of means over n independent outputs, by 9, 3 and 1
     fourth = four / two**2 * (1 + (105 / 9 - 1) / width)
@@ -181,9 +178,11 @@ def finite_width_variance(
         >>> print(found.mean, found.variance.round(3))  # 2 l / n
         [1. 1. 1. 1.] [0.   0.02 0.04 0.06]
     """
-    if width < 1 or num_layers < 0:
-        message = f"width={width}, num_layers={num_layers}: give at least 1 and at least 0"
-        raise ValueError(message)
+    arguments.functions(activation=activation)
+    arguments.positive(variance=variance, weight_variance=weight_variance)
+    arguments.numbers(weight_variance=weight_variance)
+    arguments.integers(0, num_layers=num_layers)
+    arguments.counts(width=width, num_nodes=num_nodes)
 
     def moments(k: Array) -> tuple[Array, ...]:
         """g, g', g'' by Hermite polynomials, and the variance of C_W s²."""
@@ -215,19 +214,9 @@ def finite_width_variance(
 
 def _active(width: int, activation: str) -> tuple[np.ndarray, np.ndarray, float]:
     """Return degrees of freedom (A,), their probabilities (A,) and the scale of χ² in a gain."""
-    if width < 1:
-        message = f"width={width}: give at least 1"
-        raise ValueError(message)
-    if activation not in GAINS:
-        message = f"activation={activation!r}: give one of {', '.join(map(repr, GAINS))}"
-        raise ValueError(message)
+    arguments.counts(width=width)
+    arguments.choices(GAINS, activation=activation)
     if activation == "linear":
         return np.array([float(width)]), np.ones(1), 1 / width
     degrees = np.arange(width + 1.0)
     return degrees, scipy.special.comb(width, degrees) * 0.5**width, 2 / width
-
-
-def _require_hidden(num_hidden: int) -> None:
-    if num_hidden < 0:
-        message = f"num_hidden={num_hidden}: give 0 or more"
-        raise ValueError(message)

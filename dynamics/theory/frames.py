@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array, Key
 
 
@@ -20,6 +21,7 @@ def welch_bound(num_vectors: int, dim: int) -> float:
         >>> welch_bound(3, 2)
         0.5
     """
+    arguments.integers(num_vectors=num_vectors, dim=dim)
     if num_vectors < 2 or dim < 1:
         message = f"num_vectors={num_vectors}, dim={dim}: give at least 2 vectors and 1 dimension"
         raise ValueError(message)
@@ -43,6 +45,9 @@ def simplex(num_classes: int, dim: int, *, key: Key | None = None) -> Array:
         >>> bool(jnp.allclose(frame @ frame.T, 1.5 * jnp.eye(3) - 0.5, atol=1e-6))
         True
     """
+    arguments.integers(num_classes=num_classes, dim=dim)
+    if key is not None:
+        arguments.keys(key=key)
     if num_classes < 2 or dim < num_classes - 1:
         message = (
             f"num_classes={num_classes}, dim={dim}: "

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from scipy import special
 
+from dynamics import arguments
+
 
 def expected_faces(num_points: int, dim: int, face_dim: int = 0) -> float:
     """Return the mean number of k-dimensional faces of the hull of N Gaussian points in R^D.
@@ -37,6 +39,7 @@ def expected_faces(num_points: int, dim: int, face_dim: int = 0) -> float:
         >>> round(expected_faces(4, 3), 6)  # a tetrahedron keeps all four
         4.0
     """
+    arguments.integers(num_points=num_points, dim=dim, face_dim=face_dim)
     if num_points < 1 or not 1 <= dim <= 15:
         message = f"num_points={num_points}, dim={dim}: give at least one point and dim 1 to 15"
         raise ValueError(message)
@@ -65,6 +68,7 @@ def unselectable_share(num_keys: int, dim: int) -> float:
         >>> round(unselectable_share(50, 3), 3)
         0.65
     """
+    arguments.counts(num_keys=num_keys)
     return 1 - expected_faces(num_keys, dim) / num_keys
 
 
@@ -111,6 +115,7 @@ def internal_angle(num_face: int, num_vertices: int) -> float:
 
 
 def _check_face(num_face: int, num_vertices: int) -> None:
+    arguments.integers(num_face=num_face, num_vertices=num_vertices)
     if not 1 <= num_face <= num_vertices:
         message = f"num_face={num_face}: give a number from 1 to num_vertices={num_vertices}"
         raise ValueError(message)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import dual_activations
 
@@ -42,6 +43,10 @@ def coefficients(
         >>> print(coefficients(lambda z: z**2, number=3).round(3) + 0.0)
         [1.    0.    1.414]
     """
+    arguments.functions(activation=activation)
+    arguments.integers(number=number, order=order)
+    arguments.scalars(variance=variance)
+    arguments.finite(variance=variance)
     if not 1 <= number <= order:
         message = f"number={number}: give 1 to order={order}"
         raise ValueError(message)
@@ -76,6 +81,9 @@ def dual(
         >>> print(dual(jnp.array([0.0, 0.0, 1.0]), 0.5))
         Dual(value=Array(0.25, dtype=float32), derivative=Array(1., dtype=float32))
     """
+    arguments.shapes("K", coefficients=coefficients)
+    arguments.numbers(correlation=correlation)
+    arguments.positive(variance=variance)
     squares = jnp.asarray(coefficients) ** 2
     degrees = jnp.arange(len(squares))
     value = jnp.polyval(squares[::-1], jnp.asarray(correlation))

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -65,6 +66,9 @@ def degree_two(link: Callable[[Array], Array], *, dim: int, order: int = 100) ->
         >>> [round(abs(part), 6) for part in p_itself]
         [1.0, 1.0, 0.0, 0.0]
     """
+    arguments.functions(link=link)
+    arguments.integers(dim=dim)
+    arguments.counts(order=order)
     if dim < 2 or dim % 2:
         message = f"dim={dim}: give an even number, at least 2"
         raise ValueError(message)
@@ -101,6 +105,8 @@ def recovered_overlap(parts: DegreeTwo, num_samples: Array) -> Array:
         >>> print(recovered_overlap(parts, jnp.array([100, 300])))
         [0.5  0.75]
     """
+    arguments.records(DegreeTwo, parts=parts)
+    arguments.positive(num_samples=num_samples)
     return parts.signal / (parts.signal + parts.radial + parts.noise / jnp.asarray(num_samples))
 
 
@@ -116,6 +122,7 @@ def features(x: Array) -> Array:
         >>> print(features(jnp.array([[1.0, 3.0]])).round(2))
         [[1.   1.   3.   0.   5.66 3.  ]]
     """
+    arguments.shapes("N d", x=x)
     first, second = jnp.triu_indices(x.shape[1], 1)
     squares = (x**2 - 1) / 2**0.5
     products = x[:, first] * x[:, second]
@@ -132,6 +139,7 @@ def coefficients(matrix: Array) -> Array:
         >>> print(coefficients(jnp.array([[0.0, 1.0], [1.0, 0.0]])))
         [0. 0. 0. 0. 0. 2.]
     """
+    arguments.shapes("d d", matrix=matrix)
     first, second = jnp.triu_indices(len(matrix), 1)
     diagonal = jnp.diagonal(matrix)
     return jnp.concatenate([

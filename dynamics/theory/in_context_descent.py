@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.optimize
 
+from dynamics import arguments
+
 Start = Literal["identity", "gram"]
 Scheme = Literal["schulz", "best"]
 
@@ -41,9 +43,8 @@ def excess_moment(dim: int, num_context: int, kurtosis: float = 3.0) -> float:
         >>> excess_moment(10, 10, 1.8)
         1.98
     """
-    if min(dim, num_context) < 1:
-        message = f"dim={dim}, num_context={num_context}: give at least 1 each"
-        raise ValueError(message)
+    arguments.counts(dim=dim, num_context=num_context)
+    arguments.scalars(kurtosis=kurtosis)
     if kurtosis < 1:
         message = f"kurtosis={kurtosis}: E x⁴ / (E x²)² is at least 1 (uniform 1.8, Gaussian 3)"
         raise ValueError(message)
@@ -76,6 +77,8 @@ def one_step_loss(
         >>> one_step_loss(0.0, dim=10, num_context=10)
         5.0
     """
+    arguments.numbers(learning_rate=learning_rate, input_scale=input_scale)
+    arguments.not_negative(variance=variance)
     moment = excess_moment(dim, num_context, kurtosis)
     stretched = variance * input_scale**2
     step = learning_rate * stretched
@@ -104,6 +107,7 @@ def optimal_one_step(
         >>> print(round(optimal_one_step(10, 10, variance=1 / 12, kurtosis=1.8).learning_rate, 4))
         6.0606
     """
+    arguments.positive(variance=variance)
     moment = excess_moment(dim, num_context, kurtosis)
     return OneStep(1 / (variance * moment), dim * variance / 2 * (1 - 1 / moment))
 
@@ -127,11 +131,10 @@ def residual_factors(eigenvalues: Any, learning_rates: Any, input_rates: Any = N
         >>> print(residual_factors([1.0, 0.5], [1.0, 1.0]))
         [0.   0.25]
     """
+    rates = dict(learning_rates=learning_rates, input_rates=input_rates)
+    arguments.shapes("... d, L, ?L", eigenvalues=eigenvalues, **rates)
     eta = np.asarray(learning_rates, np.float64)
     gamma = np.zeros_like(eta) if input_rates is None else np.asarray(input_rates, np.float64)
-    if eta.ndim != 1 or gamma.shape != eta.shape:
-        message = f"learning_rates {eta.shape}, input_rates {gamma.shape}: give (L,) in each"
-        raise ValueError(message)
     current = np.asarray(eigenvalues, np.float64)
     left = np.ones_like(current)
     for rate, input_rate in zip(eta, gamma, strict=True):
@@ -160,13 +163,13 @@ def best_rates(
         >>> print(found.learning_rates.round(4))  # (1 + 3) / (1 + 9)
         [0.4]
     """
+    arguments.shapes("M d", eigenvalues=eigenvalues)
+    arguments.not_negative(eigenvalues=eigenvalues)
+    arguments.finite(eigenvalues=eigenvalues)
+    arguments.counts(num_layers=num_layers)
+    arguments.positive(variance=variance)
+    arguments.finite(variance=variance)
     spectra = np.asarray(eigenvalues, np.float64)
-    if num_layers < 1:
-        message = f"num_layers={num_layers}: give at least 1"
-        raise ValueError(message)
-    if spectra.ndim != 2:
-        message = f"eigenvalues has shape {spectra.shape}; give (tasks, d)"
-        raise ValueError(message)
     unit = 1 / spectra.mean()  # rates are found in units of one over the mean eigenvalue
     num_eta = 1 if tied else num_layers
     num_gamma = (1 if tied else num_layers - 1) * (plus_plus and num_layers > 1)
@@ -212,9 +215,9 @@ def newton_inverse(
         >>> print(newton_inverse(np.array([0.5]), 2, 1.0))  # (1 - 0.5^4) / 0.5
         [1.875]
     """
-    if start not in ("identity", "gram"):
-        message = f"start={start!r}: choose identity or gram"
-        raise ValueError(message)
+    arguments.positive(eigenvalues=eigenvalues)
+    arguments.numbers(num_iterations=num_iterations, start_scale=start_scale)
+    arguments.choices(("identity", "gram"), start=start)
     done = start_scale * (eigenvalues if start == "identity" else eigenvalues**2)
     return (1 - (1 - done) ** (2.0**num_iterations)) / eigenvalues
 
@@ -248,9 +251,7 @@ def newton_iterations(condition: float, tolerance: float, start: Start = "identi
         >>> newton_iterations(100.0, 1e-3), newton_iterations(100.0, 1e-3, "gram")
         (10, 17)
     """
-    if start not in ("identity", "gram"):
-        message = f"start={start!r}: choose identity or gram"
-        raise ValueError(message)
+    arguments.choices(("identity", "gram"), start=start)
     _check_goal(condition, tolerance)
     squared = condition if start == "identity" else condition**2
     return max(0, math.ceil(math.log2(math.log(tolerance) / math.log1p(-1 / squared))))
@@ -314,6 +315,7 @@ def gradient_descent_plus_plus_layers(condition: float, tolerance: float, scheme
         >>> [gradient_descent_plus_plus_layers(1e6, 0.1, scheme) for scheme in ("schulz", "best")]
         [19, 10]
     """
+    arguments.choices(("schulz", "best"), scheme=scheme)
     _check_goal(condition, tolerance)
     whitened = whitened_condition(condition, 200, scheme=scheme)
     reached = (whitened - 1) / (whitened + 1) <= tolerance
@@ -323,11 +325,13 @@ def gradient_descent_plus_plus_layers(condition: float, tolerance: float, scheme
 def _whitening(
     condition: float, num_layers: int, scheme: str, largest: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    if scheme not in ("schulz", "best"):
-        message = f"scheme={scheme!r}: choose schulz or best"
-        raise ValueError(message)
-    if condition < 1 or num_layers < 1:
-        message = f"condition={condition}, num_layers={num_layers}: give at least 1 each"
+    arguments.choices(("schulz", "best"), scheme=scheme)
+    arguments.counts(num_layers=num_layers)
+    arguments.scalars(condition=condition, largest=largest)
+    arguments.finite(condition=condition, largest=largest)
+    arguments.positive(largest=largest)
+    if condition < 1:
+        message = f"condition={condition}: give at least 1"
         raise ValueError(message)
     high, low = float(largest), largest / condition
     rates, conditions = [], [high / low]
@@ -343,6 +347,8 @@ def _whitening(
 
 
 def _check_goal(condition: float, tolerance: float) -> None:
+    arguments.scalars(condition=condition, tolerance=tolerance)
+    arguments.finite(condition=condition)
     if not condition > 1:
         message = f"condition={condition}: give a number above 1"
         raise ValueError(message)

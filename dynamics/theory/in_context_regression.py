@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 # Positive eigenvalues (D,) and the largest () -> the learned share of each (T, D).
@@ -44,6 +45,7 @@ def gradient_descent_predictions(
          [0. 3.]]
     """
     steps = _counts("num_steps", num_steps)
+    arguments.not_negative(learning_rate=0 if learning_rate is None else learning_rate)
 
     def learned(eigenvalues: Array, largest: Array) -> Array:
         rate = 1 / largest if learning_rate is None else learning_rate
@@ -93,9 +95,8 @@ def ridge_predictions(inputs: Array, targets: Array, ridge: float = 0.0) -> Arra
     Raises:
         ValueError: shapes that do not fit, a negative ridge.
     """
-    if not isinstance(ridge, jax.core.Tracer) and ridge < 0:
-        message = f"ridge={ridge}: it cannot be negative"
-        raise ValueError(message)
+    arguments.scalars(ridge=ridge)
+    arguments.not_negative(ridge=ridge)
 
     def learned(eigenvalues: Array, largest: Array) -> Array:
         return (eigenvalues / (eigenvalues + ridge))[None]
@@ -105,9 +106,7 @@ def ridge_predictions(inputs: Array, targets: Array, ridge: float = 0.0) -> Arra
 
 def _filtered(inputs: Array, targets: Array, learned: Filter) -> Array:
     """Return the answers (T, N): each input times the filtered solution of those before it."""
-    if inputs.ndim != 2 or targets.shape != inputs.shape[:1]:
-        message = f"inputs {inputs.shape} and targets {targets.shape}: give (N, D) and (N,)"
-        raise ValueError(message)
+    arguments.shapes("N D, N", inputs=inputs, targets=targets)
 
     def before(values: Array) -> Array:
         return jnp.cumsum(values, axis=0) - values
@@ -128,6 +127,9 @@ def _filtered(inputs: Array, targets: Array, learned: Filter) -> Array:
 
 
 def _counts(name: str, counts: Array, at_most: int | None = None) -> Array:
+    arguments.numbers(**{name: counts})
+    if jnp.ndim(counts):
+        arguments.shapes("T", **{name: counts})
     counts = jnp.atleast_1d(jnp.asarray(counts))
     if not isinstance(counts, jax.core.Tracer) and (
         counts.min() < 0 or (at_most is not None and counts.max() > at_most)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 # The logarithm that stands for a correlation of zero: it survives being multiplied by a degree.
@@ -64,13 +65,14 @@ def kernels(weights: Array, defect: Array, *, depths: tuple[int, ...]) -> DeepKe
         >>> print(jnp.exp(found.log_nngp)[:, 0].round(4), jnp.exp(found.log_ntk_diagonal).round(4))
         [0.5    0.25   0.0625] [1. 3. 7.]
     """
+    arguments.shapes("K", weights=weights)
+    arguments.numbers(defect=defect)
+    arguments.shapes("D", depths=depths)
+    arguments.labels(np.inf, depths=depths)
     weights, defect = jnp.asarray(weights), jnp.asarray(defect)
     gaps = np.diff(depths, prepend=0)
     if len(depths) == 0 or gaps[0] < 0 or np.any(gaps[1:] <= 0):
         message = f"depths={depths}: give increasing numbers of layers, none negative"
-        raise ValueError(message)
-    if weights.ndim != 1:
-        message = f"weights: shape {weights.shape}; give (K,), one for each degree from 0"
         raise ValueError(message)
     if not isinstance(defect, jax.core.Tracer) and not bool(jnp.all((defect >= 0) & (defect <= 1))):
         message = f"defect: from {defect.min()} to {defect.max()}; give 1 - c between 0 and 1"
@@ -135,6 +137,11 @@ def singular_limit(weights: Array, defect: Array, *, depth: int = 300) -> Singul
         >>> print((limit.kernel[1] / limit.kernel[0]).round(2))  # half the distance: 2^α, α = 2
         4.02
     """
+    arguments.shapes("K", weights=weights)
+    arguments.integers(0, depth=depth)
+    if len(weights) < 2:
+        message = f"weights has shape {jnp.shape(weights)}; give (K,), two or more"
+        raise ValueError(message)
     found = kernels(weights, defect, depths=(depth,))
     kernel = jnp.exp(found.log_nngp[0] - depth * jnp.log(jnp.asarray(weights)[1]))
     return SingularLimit(kernel, jnp.exp(found.log_ntk[0] - found.log_nngp[0]) - depth)
@@ -147,6 +154,7 @@ def slope_at_one(weights: Array) -> Array:
         >>> print(slope_at_one(jnp.array([0, 0.5, 0, 0.5])))
         2.0
     """
+    arguments.shapes("K", weights=weights)
     weights = jnp.asarray(weights)
     return jnp.sum(jnp.arange(len(weights)) * weights)
 
@@ -167,6 +175,8 @@ def singular_exponent(mean_slope: Array, mean_square_slope: Array) -> Array:
         >>> print(f"{singular_exponent(0.5**0.5, 2.0):.4f}")
         2.0000
     """
+    arguments.numbers(mean_slope=mean_slope)
+    arguments.positive(mean_square_slope=mean_square_slope)
     return -4 * jnp.log(jnp.abs(mean_slope)) / jnp.log(mean_square_slope)
 
 
@@ -187,6 +197,7 @@ def limit_classifier(weights: Array) -> str:
         >>> limit_classifier(jnp.array([0.2, 0, 0, 0.8]))
         'majority'
     """
+    arguments.shapes("K", weights=weights)
     shares = np.asarray(weights)
     if shares.ndim != 1 or np.any(shares < 0) or not abs(shares.sum() - 1) < 1e-6:
         message = f"weights={weights}: give (K,) numbers, none negative, of sum one"

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import dual_activations, kernel_descent, neural_tangents_bridge
 
 InfiniteWidthKernels = dual_activations.InfiniteWidthKernels
 # (x1, x2 or None) -> anything with arrays nngp and ntk, such as neural-tangents' own functions.
 KernelFn = Callable[..., Any]
+READOUTS = ("flatten", "pool")
 
 
 class GradientDescentPrediction(NamedTuple):
@@ -38,12 +40,15 @@ def kernels(kernel_fn: KernelFn, x1: Array, x2: Array | None = None) -> Infinite
     Raises:
         ValueError: an empty batch, or samples of different shapes.
     """
+    arguments.numbers(x1=x1)
+    arguments.numbers(x2=x1 if x2 is None else x2)
     x1 = jnp.asarray(x1)
     x2 = None if x2 is None else jnp.asarray(x2)
     for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2)):
         if x.ndim < 2 or 0 in x.shape or x.shape[1:] != x1.shape[1:]:
-            message = f"{name}: shape {x.shape}; give samples of one shape, with axes"
+            message = f"{name}: shape {x.shape}; give samples of the shape of x1, with axes"
             raise ValueError(message)
+    arguments.functions(kernel_fn=kernel_fn)
     with warnings.catch_warnings():  # about its own options, and JAX names that will move
         warnings.simplefilter("ignore")
         found = kernel_fn(x1, x2)
@@ -102,10 +107,8 @@ def convolutional(
 
     Reference: Arora et al. 2019, arXiv:1904.11955; Novak et al. 2019, arXiv:1810.05148.
     """
-    for name, value in (("filter_size", filter_size), ("stride", stride)):
-        if value < 1:
-            message = f"{name}={value}: give at least 1"
-            raise ValueError(message)
+    arguments.counts(filter_size=filter_size, stride=stride)
+    arguments.choices(READOUTS, readout=readout)
     stax = _stax(activation, depth, weight_std, bias_std)
     square, strides = (filter_size, filter_size), (stride, stride)
     hidden = [
@@ -148,6 +151,7 @@ def attention(
 
     Reference: Hron et al. 2020, arXiv:2006.10540, section 4.
     """
+    arguments.choices(READOUTS, readout=readout)
     stax = _stax(activation, depth, weight_std, bias_std)
 
     dense = lambda: stax.Dense(1, W_std=weight_std, b_std=bias_std)
@@ -205,6 +209,11 @@ def gradient_descent_mean_and_covariance(
 
     Reference: Lee et al. 2019, arXiv:1902.06720, eqs (14) to (16).
     """
+    arguments.shapes("N D ..., N ..., M D ...", x_train=x_train, y_train=y_train, x_test=x_test)
+    if jnp.ndim(x_train) != jnp.ndim(x_test):
+        message = f"x_train {jnp.shape(x_train)}, x_test {jnp.shape(x_test)}: give as many axes"
+        raise ValueError(message)
+    kernel_descent.check(learning_rate, times, dynamics)
     train, test = kernels(kernel_fn, x_train), kernels(kernel_fn, x_test)
     test_train = kernels(kernel_fn, x_test, x_train)
     options = dict(learning_rate=learning_rate, times=times, dynamics=dynamics)
@@ -224,11 +233,7 @@ def _activation(stax: Any, name: str) -> Any:
 
 
 def _readout(stax: Any, name: str) -> Any:
-    layers = {"flatten": stax.Flatten, "pool": stax.GlobalAvgPool}
-    if name not in layers:
-        message = f'readout={name!r}: give "flatten" or "pool"'
-        raise ValueError(message)
-    return layers[name]()
+    return {"flatten": stax.Flatten, "pool": stax.GlobalAvgPool}[name]()
 
 
 def _kernel_fn(stax: Any, layers: list[Any]) -> KernelFn:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dynamics import arguments
+
 FloatArray = Any  # a NumPy array of float64
 
 
@@ -26,6 +28,8 @@ def wishart_spectra(dim: int, num_context: int, num_draws: int, *, seed: int) ->
         >>> wishart_spectra(2, 50, 1000, seed=0).mean().round(1)
         np.float64(1.0)
     """
+    arguments.counts(dim=dim, num_context=num_context, num_draws=num_draws)
+    arguments.integers(0, seed=seed)
     if min(dim, num_draws) < 1 or num_context < dim:
         message = f"dim={dim}, num_context={num_context}, num_draws={num_draws}: give positive "
         message += "sizes, and at least as many examples as dimensions"
@@ -46,6 +50,9 @@ def descent_polynomial(eigenvalues: FloatArray, step: float, num_steps: int) -> 
         >>> print(descent_polynomial(np.array([2.0]), 0.25, 2))  # (1 - 1/4) / 2
         [0.375]
     """
+    arguments.positive(eigenvalues=eigenvalues)
+    arguments.numbers(step=step)
+    arguments.integers(0, num_steps=num_steps)
     return (1 - (1 - step * eigenvalues) ** num_steps) / eigenvalues
 
 
@@ -63,6 +70,8 @@ def probe_r_squared(eigenvalues: FloatArray, applied: FloatArray) -> float:
         >>> round(probe_r_squared(spectrum, 3 / spectrum), 12)
         1.0
     """
+    arguments.shapes("M D, M D", eigenvalues=eigenvalues, applied=applied)
+    arguments.positive(eigenvalues=eigenvalues)
     product = np.mean(np.sum(applied / eigenvalues, axis=1))
     squares = np.mean(np.sum(applied**2, axis=1)) * np.mean(np.sum(eigenvalues**-2.0, axis=1))
     return float(product**2 / squares)
@@ -85,11 +94,18 @@ def polynomial_r_squared(eigenvalues: FloatArray, degree: int) -> float:
         >>> round(polynomial_r_squared(np.array([[1.0, 2.0]]), 1), 12)
         1.0
     """
+    arguments.shapes("M D", eigenvalues=eigenvalues)
+    arguments.positive(eigenvalues=eigenvalues)
+    arguments.integers(0, degree=degree)
     moment = lambda power: np.mean(np.sum(eigenvalues**power, axis=1))
     powers = range(degree + 1)
     against = np.array([moment(j - 1.0) for j in powers])
     gram = np.array([[moment(float(j + k)) for k in powers] for j in powers])
-    return float(against @ np.linalg.solve(gram, against) / moment(-2.0))
+    try:
+        return float(against @ np.linalg.solve(gram, against) / moment(-2.0))
+    except np.linalg.LinAlgError:
+        message = f"degree={degree}: give one below the number of different eigenvalues"
+        raise ValueError(message) from None
 
 
 def raw_input_r_squared(dim: int, num_context: int) -> float:
@@ -105,6 +121,7 @@ def raw_input_r_squared(dim: int, num_context: int) -> float:
         >>> round(raw_input_r_squared(4, 16), 4)
         0.6545
     """
+    arguments.counts(dim=dim, num_context=num_context)
     free = num_context - dim
     if free <= 3:
         message = f"num_context={num_context}, dim={dim}: give more than dim + 3 examples"

@@ -6,10 +6,10 @@ The loss is (1/2) Σ (f - y)^2, a SUM over samples and outputs, and the kernel i
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 DYNAMICS = ("discrete", "flow")
@@ -53,12 +53,12 @@ def mean(
         >>> print(mean(two, two, jnp.ones(1), learning_rate=0.25, times=[0, 1, 2])[:, 0])
         [0.   0.5  0.75]
     """
+    kernels = dict(kernel_train=kernel_train, kernel_test_train=kernel_test_train)
+    arguments.shapes("N N, M N, N ...", **kernels, targets=targets)
+    arguments.numbers(initial_train=initial_train, initial_test=initial_test)
     targets = jnp.asarray(targets)
-    if targets.ndim not in (1, 2) or kernel_train.shape != (len(targets),) * 2:
-        message = f"targets: {targets.shape} for kernel_train {kernel_train.shape}; give N rows"
-        raise ValueError(message)
-    if kernel_test_train.ndim != 2 or kernel_test_train.shape[1] != len(targets):
-        message = f"kernel_test_train: {kernel_test_train.shape}; give (M, N), N={len(targets)}"
+    if targets.ndim > 2:
+        message = f"targets has shape {targets.shape}; give (N,) or (N, K)"
         raise ValueError(message)
     smoothers = smoother(
         kernel_train, kernel_test_train, learning_rate=learning_rate, times=times, dynamics=dynamics
@@ -83,6 +83,8 @@ def covariance(
 
     Reference: Lee et al. 2019, arXiv:1902.06720, eq. (16).
     """
+    kernels = dict(nngp_test=nngp_test, nngp_test_train=nngp_test_train, nngp_train=nngp_train)
+    arguments.shapes("T M N, M M, M N, N N", smoothers=smoothers, **kernels)
     spread = _product("tmn,nk,tlk->tml", smoothers, nngp_train, smoothers)
     cross = _product("tmn,ln->tml", smoothers, nngp_test_train)
     return nngp_test + spread - cross - cross.swapaxes(1, 2)
@@ -100,7 +102,9 @@ def smoother(
 
     Arguments and errors are those of `mean`.
     """
-    times = _checked(learning_rate, times, dynamics)
+    kernels = dict(kernel_train=kernel_train, kernel_test_train=kernel_test_train)
+    arguments.shapes("N N, M N", **kernels)
+    times = check(learning_rate, times, dynamics)
     values, vectors = jnp.linalg.eigh(kernel_train)
     noise = float(np.finfo(values.dtype).eps) * len(values) * jnp.max(jnp.abs(values))
     times = jnp.asarray(times, values.dtype)[:, None]
@@ -124,13 +128,12 @@ def _gains(values: Array, times: Array, learning_rate: float, dynamics: str) -> 
     return jnp.where(seen, learned / jnp.where(seen, values, 1), learning_rate * times)
 
 
-def _checked(learning_rate: float, times: Any, dynamics: str) -> np.ndarray:
-    if dynamics not in DYNAMICS:
-        message = f'dynamics={dynamics!r}: give "discrete" or "flow"'
-        raise ValueError(message)
-    if not isinstance(learning_rate, jax.core.Tracer) and not learning_rate > 0:
-        message = f"learning_rate={learning_rate}: give a positive number"
-        raise ValueError(message)
+def check(learning_rate: float, times: Any, dynamics: str) -> np.ndarray:
+    """Return `times` as an array; raise where an argument of the descent is out of range."""
+    arguments.choices(DYNAMICS, dynamics=dynamics)
+    arguments.scalars(learning_rate=learning_rate)
+    arguments.positive(learning_rate=learning_rate)
+    arguments.numbers(times=times)
     times = np.array(times, dtype=np.float64)
     if times.ndim != 1 or times.size == 0 or not np.all(times >= 0):
         message = f"times={times}: give (T,) numbers, none of them negative"

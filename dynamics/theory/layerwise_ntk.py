@@ -8,11 +8,12 @@ entry. Written out here with products of matrices alone, no automatic differenti
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -63,6 +64,15 @@ def grams(
         >>> print(grams(*layer, activation=jnp.tanh, multipliers=[1.0], bias_std=0.0))
         LayerGrams(inputs=Array([[[5.]]], dtype=float32), backward=Array([[[1.]]], dtype=float32))
     """
+    for index, matrix in enumerate(_listed("matrices", matrices)):
+        arguments.shapes("n m", **{f"matrices[{index}]": matrix})
+    for index, bias in enumerate(_listed("biases", biases)):
+        arguments.shapes("m", **{f"biases[{index}]": bias})
+    for index, multiplier in enumerate(_listed("multipliers", multipliers)):
+        arguments.numbers(**{f"multipliers[{index}]": multiplier})
+    arguments.shapes("N n_0, n_0 _", x=x, matrices=matrices[0])
+    arguments.functions(activation=activation)
+    arguments.numbers(bias_std=bias_std)
     if not len(matrices) == len(biases) == len(multipliers) or matrices[-1].shape[1] != 1:
         message = (
             f"matrices: {[w.shape for w in matrices]} with {len(biases)} biases and "
@@ -106,6 +116,8 @@ def flops(widths: Sequence[int], num_samples: int) -> Flops:
         >>> print(f"{cost.jacobian / cost.layerwise:.0f} of {(2 * 64 + 5) / 4:.0f}")
         32 of 33
     """
+    arguments.sizes(widths=widths)
+    arguments.counts(num_samples=num_samples)
     if len(widths) < 2 or widths[-1] != 1:
         message = f"widths={tuple(widths)}: give those of inputs, hidden layers and one output"
         raise ValueError(message)
@@ -118,3 +130,10 @@ def flops(widths: Sequence[int], num_samples: int) -> Flops:
         passes + num_samples * parameters + contraction * parameters,
         passes + contraction * sum(a + b for a, b in pairs),
     )
+
+
+def _listed(name: str, values: Any) -> Any:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not len(values):
+        message = f"{name}={values!r}: give a sequence, one entry a layer"
+        raise TypeError(message)
+    return values

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -55,9 +56,7 @@ def infinite_width_start(input_dim: int) -> WeightMoments:
         [[1. 0.]
          [0. 1.]]
     """
-    if input_dim < 1:
-        message = f"input_dim={input_dim}: give a positive number"
-        raise ValueError(message)
+    arguments.counts(input_dim=input_dim)
     return WeightMoments(jnp.zeros(input_dim), jnp.eye(input_dim))
 
 
@@ -70,9 +69,7 @@ def weight_moments(weights: Array) -> WeightMoments:
     Raises:
         ValueError: `weights` is not a matrix.
     """
-    if weights.ndim != 2:
-        message = f"weights: shape {weights.shape}; give (N, D), one unit a row"
-        raise ValueError(message)
+    arguments.shapes("N D", weights=weights)
     second = jnp.einsum("ni,nj->ij", weights, weights, precision="highest") / len(weights)
     return WeightMoments(weights.mean(axis=0), second)
 
@@ -97,6 +94,8 @@ def predictor(
         >>> print(f.linear, f.matrix)
         [3.] [[1.5]]
     """
+    arguments.records(WeightMoments, moments=moments, start=start)
+    arguments.numbers(output_scale=output_scale, curvature=curvature)
     change = output_scale * curvature / 2 * (moments.second - start.second)
     return Quadratic(output_scale * (moments.mean - start.mean), change)
 
@@ -108,6 +107,8 @@ def evaluate(function: Quadratic, inputs: Array) -> Array:
         >>> print(evaluate(Quadratic(jnp.ones(2), jnp.eye(2)), jnp.array([[1.0, 2.0]])))
         [8.]
     """
+    arguments.records(Quadratic, function=function)
+    arguments.shapes("D, P D", function=function.linear, inputs=inputs)
     linear = jnp.einsum("pi,i->p", inputs, function.linear, precision="highest")
     form = jnp.einsum("pi,ij,pj->p", inputs, function.matrix, inputs, precision="highest")
     return linear + form
@@ -145,6 +146,9 @@ def descend(
         >>> print(after.mean, after.second)
         [-0.5] [[1.25]]
     """
+    arguments.records(WeightMoments, moments=moments)
+    arguments.records(Quadratic, residual=residual)
+    arguments.numbers(learning_rate=learning_rate, output_scale=output_scale, curvature=curvature)
     shift = learning_rate * output_scale * residual.linear  # c v
     slope = learning_rate * output_scale * curvature * residual.matrix  # I - A
     mean = moments.mean - _product("ij,j->i", slope, moments.mean)  # A m
@@ -170,6 +174,8 @@ def population_loss(function: Quadratic, teacher: Array) -> Array:
         >>> print(population_loss(Quadratic(jnp.zeros(4), jnp.zeros((4, 4))), jnp.ones(4)))
         0.75
     """
+    arguments.records(Quadratic, function=function)
+    arguments.shapes("D, D", function=function.linear, teacher=teacher)
     input_dim = len(teacher)
     error = function.matrix - jnp.outer(teacher, teacher) / 2
     quartic = 2 * jnp.sum(error**2) + jnp.trace(error) ** 2
@@ -187,6 +193,7 @@ def pack(function: Quadratic) -> Array:
         >>> print(pack(Quadratic(jnp.array([1.0, 2.0]), jnp.array([[3.0, 0.0], [0.0, 4.0]]))))
         [1. 2. 3. 0. 4.]
     """
+    arguments.records(Quadratic, function=function)
     rows, columns = np.triu_indices(function.linear.shape[-1])
     weight = np.where(rows == columns, 1.0, np.sqrt(2.0))
     entries = function.matrix[..., rows, columns]
@@ -199,6 +206,8 @@ def unpack(packed: Array, input_dim: int) -> Quadratic:
     Raises:
         ValueError: the length is not D + D (D + 1) / 2.
     """
+    arguments.counts(input_dim=input_dim)
+    arguments.shapes("... F", packed=packed)
     rows, columns = np.triu_indices(input_dim)
     if packed.shape[-1] != input_dim + len(rows):
         message = f"packed: length {packed.shape[-1]} for input_dim={input_dim}; " + (
@@ -225,6 +234,9 @@ def summarise(teacher: Array, inputs: Array, num_samples: int | Array) -> Sample
         >>> print(summarise(jnp.ones(1), inputs, 1).correlation)
         [4. 8.]
     """
+    arguments.shapes("D, P D", teacher=teacher, inputs=inputs)
+    arguments.numbers(num_samples=num_samples)
+    arguments.positive(num_samples=num_samples)
     features = pack(Quadratic(inputs, inputs[:, :, None] * inputs[:, None, :]))
     weighted = features.T * (jnp.arange(len(inputs)) < num_samples) / num_samples
     targets = _product("pi,i->p", inputs, teacher) ** 2 / 2
@@ -241,6 +253,8 @@ def residual(function: Quadratic, sample: Sample) -> Quadratic:
         >>> print(residual(Quadratic(jnp.zeros(1), jnp.ones((1, 1))), sample).linear)
         [4.]
     """
+    arguments.records(Quadratic, function=function)
+    arguments.records(Sample, sample=sample)
     packed = _product("f,fg->g", pack(function), sample.gram) - sample.correlation
     return unpack(packed, function.linear.shape[-1])
 
@@ -253,6 +267,8 @@ def training_loss(function: Quadratic, sample: Sample) -> Array:
         >>> print(training_loss(Quadratic(jnp.zeros(1), jnp.ones((1, 1))), sample))
         4.0
     """
+    arguments.records(Quadratic, function=function)
+    arguments.records(Sample, sample=sample)
     packed = pack(function)
     fit = _product("f,fg->g", packed, sample.gram) - 2 * sample.correlation
     return sample.power + jnp.sum(packed * fit)

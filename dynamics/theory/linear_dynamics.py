@@ -4,6 +4,8 @@ What least squares on the pairs seen so far leaves unexplained, and what one gra
 however many pairs it has seen.
 """
 
+from dynamics import arguments
+
 
 def unexplained_share(dim: int, num_pairs: int) -> float:
     """Return E|s' - Φ s|² / E|s'|² for the least-squares Φ of t pairs: 1 - t / D, then 0.
@@ -28,9 +30,7 @@ def unexplained_share(dim: int, num_pairs: int) -> float:
         >>> unexplained_share(10, 3)
         0.7
     """
-    if num_pairs < 0:
-        message = f"num_pairs={num_pairs}: give 0 or more"
-        raise ValueError(message)
+    arguments.integers(0, num_pairs=num_pairs)
     return max(_dimension(dim) - num_pairs, 0) / dim
 
 
@@ -66,7 +66,5 @@ def one_step_floor(dim: int) -> float:
 
 
 def _dimension(dim: int) -> int:
-    if dim < 1:
-        message = f"dim={dim}: give at least 1"
-        raise ValueError(message)
+    arguments.counts(dim=dim)
     return dim

@@ -18,6 +18,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 from dynamics.theory import eigenframework
 
@@ -45,6 +46,7 @@ def patches(num_circles: int, size: int) -> tuple[tuple[int, ...], ...]:
         >>> patches(3, 3)
         ((0, 1, 2),)
     """
+    arguments.integers(num_circles=num_circles, size=size)
     if not 1 <= size <= num_circles:
         message = f"size={size}: give a number from 1 to num_circles={num_circles}"
         raise ValueError(message)
@@ -70,8 +72,10 @@ def kernel(angles1: Array, angles2: Array, *, size: int) -> Array:
         >>> print(kernel(jnp.zeros((1, 2)), jnp.full((1, 2), jnp.pi), size=1) == jnp.exp(-2.0))
         [[ True]]
     """
-    if angles1.ndim != 2 or angles1.shape[1:] != angles2.shape[1:]:
-        message = f"angles1 {angles1.shape}, angles2 {angles2.shape}: give (N1, D) and (N2, D)"
+    arguments.shapes("N D, M D", angles1=angles1, angles2=angles2)
+    arguments.counts(size=size)
+    if size > angles1.shape[1]:
+        message = f"size={size}: give at most the {angles1.shape[1]} of angles1 and angles2"
         raise ValueError(message)
     half = (angles1[:, None] - angles2[None]) / 2
     squared = 4 * jnp.sin(half) ** 2  # (N1, N2, D)
@@ -99,6 +103,13 @@ def spectrum(num_circles: int, student_size: int, target_size: int) -> eigenfram
         >>> print(round(float(found.traces.sum()), 2), round(float(found.powers.sum()), 2))
         1.0 1.0
     """
+    arguments.counts(num_circles=num_circles, student_size=student_size, target_size=target_size)
+    if max(student_size, target_size) > num_circles:
+        message = (
+            f"student_size={student_size}, target_size={target_size}: give at most "
+            f"num_circles={num_circles}"
+        )
+        raise ValueError(message)
     if num_circles > len(NUM_FREQUENCIES):
         message = f"num_circles={num_circles}: give {len(NUM_FREQUENCIES)} at most"
         raise ValueError(message)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dynamics import arguments
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -30,6 +32,8 @@ def excess_clock(squares: Any, learning_rate: float) -> Any:
         >>> print(round(excess_clock(later, 0.2) - excess_clock(y, 0.2), 6))
         0.4
     """
+    arguments.positive(squares=squares)
+    arguments.finite(learning_rate=learning_rate)
     eta = learning_rate
     return 1 / squares + 1.5 * eta * np.log(squares) + 1.25 * eta**2 * squares
 
@@ -49,6 +53,8 @@ def symmetric_loss(num_excess: Any, num_steps: Any, learning_rate: float) -> Any
         >>> symmetric_loss(2, 100, 0.5)
         0.0002
     """
+    arguments.numbers(num_excess=num_excess)
+    arguments.positive(num_steps=num_steps, learning_rate=learning_rate)
     return num_excess / (4 * learning_rate**2 * num_steps**2)
 
 
@@ -72,6 +78,8 @@ def exact_rank_rate(eigenvalues: Any, learning_rate: float) -> float:
         >>> print(round(exact_rank_rate([1.0, 0.5], 0.2), 4))  # -2 ln 0.9
         0.2107
     """
+    arguments.shapes("r", eigenvalues=eigenvalues)
+    arguments.scalars(learning_rate=learning_rate)
     eigenvalues = np.asarray(eigenvalues, np.float64)
     if not eigenvalues.min() > 0:
         message = f"eigenvalues={eigenvalues}: give those of the range of M, all positive"
@@ -115,14 +123,9 @@ def excess_imbalance(first: Any, second: Any, left: Any, right: Any) -> FloatArr
         >>> print(excess_imbalance(first, second, np.eye(2)[:, :1], np.eye(2)[:, :1]))
         [3.]
     """
+    given = dict(first=first, second=second, left=left, right=right)
+    arguments.shapes("N K, M K, N r, M r", **given)
     first, second, left, right = (np.asarray(a, np.float64) for a in (first, second, left, right))
-    fits = first.shape[1:] == second.shape[1:] and left.shape[1:] == right.shape[1:]
-    if not fits or len(first) != len(left) or len(second) != len(right):
-        shapes = [a.shape for a in (first, second, left, right)]
-        message = (
-            f"first, second, left, right: shapes {shapes}; give (N, K), (M, K), (N, r), (M, r)"
-        )
-        raise ValueError(message)
     rank = left.shape[1]
     if first.shape[1] <= rank:
         message = f"first: {first.shape[1]} columns; give more than the rank {rank} of the target"

@@ -15,8 +15,8 @@ The second is affine in λ: features mix as the targets do. The first is not.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 NUM_NEWTON_STEPS = 30  # 20 reach rounding up to κ = 1e6, 8 do at κ = 1000
@@ -40,10 +40,9 @@ def strength(classifier_length: float, feature_decay: float, *, num_classes: int
         >>> print(strength(1.0, 0.5, num_classes=5))
         2.5
     """
-    _positive(feature_decay=feature_decay)
-    if num_classes < 2:
-        message = f"num_classes={num_classes}: give at least 2"
-        raise ValueError(message)
+    arguments.positive(feature_decay=feature_decay)
+    arguments.numbers(classifier_length=classifier_length, feature_decay=feature_decay)
+    arguments.integers(2, num_classes=num_classes)
     square = jnp.asarray(classifier_length) ** 2
     return square * num_classes / ((num_classes - 1) * jnp.asarray(feature_decay))
 
@@ -67,12 +66,11 @@ def cross_entropy_logits(targets: Array, strength: float | Array) -> Array:
         >>> print(cross_entropy_logits(jnp.array([0.5, 0.5]), 3.0))
         [0. 0.]
     """
+    arguments.shapes("... K", targets=targets)
+    arguments.not_negative(strength=strength)
     targets = jnp.asarray(targets)
     if targets.ndim == 0 or targets.shape[-1] < 2:
         message = f"targets: shape {targets.shape}; give (..., K) with K at least 2"
-        raise ValueError(message)
-    if not isinstance(strength, jax.core.Tracer) and np.any(np.asarray(strength) < 0):
-        message = f"strength={strength}: give a number that is not negative"
         raise ValueError(message)
     kappas = jnp.broadcast_to(jnp.asarray(strength, targets.dtype), targets.shape[:-1])
     rows = targets.reshape(-1, targets.shape[-1])
@@ -92,6 +90,8 @@ def squared_loss_logits(targets: Array, strength: float | Array) -> Array:
         >>> print(squared_loss_logits(jnp.array([1.0, 0.0]), 1.0))
         [ 0.25 -0.25]
     """
+    arguments.shapes("... K", targets=targets)
+    arguments.not_negative(strength=strength)
     kappa = jnp.asarray(strength)[..., None]
     return kappa / (1 + kappa) * (targets - 1 / targets.shape[-1])
 
@@ -108,10 +108,8 @@ def features(classifier: Array, logits: Array) -> Array:
         >>> print(features(jnp.array([[1.0], [-1.0]]), jnp.array([3.0, -3.0])))
         [3.]
     """
+    arguments.shapes("K D, ... K", classifier=classifier, logits=logits)
     num_classes = len(classifier)
-    if logits.shape[-1] != num_classes:
-        message = f"logits: shape {logits.shape} for {num_classes} classes; give (..., K)"
-        raise ValueError(message)
     square = jnp.sum(classifier**2) / num_classes
     factor = (num_classes - 1) / (num_classes * square)
     return factor * jnp.einsum("...k,kd->...d", logits, classifier, precision="highest")
@@ -136,9 +134,12 @@ def joint_strength(targets: Array, classifier_decay: float, feature_decay: float
 
     Reference: derived here.
     """
-    _positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
-    if targets.ndim != 2:
-        message = f"targets: shape {targets.shape}; give (N, K)"
+    arguments.positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
+    arguments.numbers(classifier_decay=classifier_decay, feature_decay=feature_decay)
+    arguments.shapes("N K", targets=targets)
+    arguments.floating(targets=targets)
+    if targets.shape[1] < 2:
+        message = f"targets has shape {targets.shape}; give (N, K), K at least 2"
         raise ValueError(message)
     num_classes = targets.shape[1]
     wanted = (num_classes - 1) * classifier_decay * feature_decay
@@ -184,10 +185,3 @@ def _solve(target: Array, kappa: Array) -> Array:
 
 
 _solve_rows = jax.jit(jax.vmap(_solve))  # outside of jit a loop would be compiled at every call
-
-
-def _positive(**values: float | Array) -> None:
-    for name, value in values.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-            message = f"{name}={value}: give a positive number"
-            raise ValueError(message)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 CORRECT_VARIANCE = 17 / 16  # of a correct logit over random phases, per neuron
@@ -76,7 +77,7 @@ def largest_energy(modulus: int) -> float:
     E is convex in the shares of the frequencies, so at a maximum u and v have one frequency and
     the same length; the one of period two, if there is one, is its own conjugate.
     """
-    _at_least("modulus", modulus, 2)
+    arguments.integers(2, modulus=modulus)
     return modulus / (4 if modulus % 2 else 2)
 
 
@@ -117,6 +118,8 @@ def ascent(first: Array, second: Array, times: Array) -> Ascent:
     Reference: derived here.
     """
     modulus = _modulus(first, second)
+    arguments.shapes("T", times=times)
+    arguments.not_negative(times=times)
     length = jnp.sqrt(jnp.sum(first**2 + second**2, axis=-1, keepdims=True))
     first, second = first / length, second / length
     start = [jnp.abs(jnp.fft.rfft(w)[..., None, :]) ** 2 for w in (first, second)]  # (..., 1, K)
@@ -171,14 +174,9 @@ def analytic_network(frequencies: Array, phases: Array, modulus: int) -> Network
 
     Reference: Gromov 2023, arXiv:2301.02679, section 3.
     """
-    _at_least("modulus", modulus, 3)
+    _check_odd(modulus)
+    arguments.shapes("N, N 2", frequencies=frequencies, phases=phases)
     frequencies, phases = jnp.asarray(frequencies), jnp.asarray(phases)
-    if modulus % 2 == 0 or phases.shape != (*frequencies.shape, 2):
-        message = (
-            f"modulus={modulus}, frequencies {frequencies.shape}, phases {phases.shape}: "
-            "give an odd modulus, frequencies (N,) and phases (N, 2)"
-        )
-        raise ValueError(message)
     angles = 2 * jnp.pi / modulus * (frequencies[:, None] * jnp.arange(modulus) % modulus)
     wave = lambda phase: jnp.cos(angles + phase[:, None])
     return Network(wave(phases[:, 0]), wave(phases[:, 1]), wave(phases.sum(axis=1)))
@@ -193,7 +191,8 @@ def mean_logits(frequencies: Array, modulus: int) -> Array:
 
     Reference: derived here.
     """
-    _at_least("modulus", modulus, 3)
+    arguments.integers(3, modulus=modulus)
+    arguments.shapes("N", frequencies=frequencies)
     angles = 2 * jnp.pi / modulus * (jnp.outer(frequencies, jnp.arange(modulus)) % modulus)
     return jnp.cos(angles).sum(axis=0) / 2
 
@@ -205,7 +204,8 @@ def logit_covariance(frequencies: Array, modulus: int) -> Array:
 
     Reference: derived here, by the harmonics of the two phases.
     """
-    _at_least("modulus", modulus, 3)
+    arguments.integers(3, modulus=modulus)
+    arguments.shapes("N", frequencies=frequencies)
     offsets = jnp.arange(modulus)
     of = 2 * mean_logits(frequencies, modulus)  # Σ_n cos(θ_n d)
     difference = of[(offsets[:, None] - offsets) % modulus]
@@ -226,7 +226,8 @@ def analytic_accuracy(width: float | Array, modulus: int) -> Array:
 
     Reference: derived here.
     """
-    _at_least("modulus", modulus, 3)
+    arguments.integers(3, modulus=modulus)
+    arguments.positive(width=width)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NUM_NODES)
     weights = weights / weights.sum()
     ahead = jnp.sqrt(jnp.asarray(width) * modulus / (modulus - 1)) / 2
@@ -243,13 +244,12 @@ def _bernoulli(z: Array) -> Array:
 
 
 def _modulus(first: Array, second: Array) -> int:
-    if first.ndim == 0 or first.shape[-1:] != second.shape[-1:]:
-        message = f"first {first.shape}, second {second.shape}: give two arrays (..., M)"
-        raise ValueError(message)
+    arguments.shapes("... M, ... M", first=first, second=second)
     return first.shape[-1]
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        message = f"{name}={value}: give at least {least}"
+def _check_odd(modulus: int) -> None:
+    arguments.integers(3, modulus=modulus)
+    if modulus % 2 == 0:
+        message = f"modulus={modulus}: give an odd number"
         raise ValueError(message)

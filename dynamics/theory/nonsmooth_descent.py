@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dynamics import arguments
+
 
 def orbit_radius(exponent: Any, learning_rate: Any, rounding: Any = 0.0) -> Any:
     """Return |x| of the orbit of period two on (x² + δ²)^(p/2), or 0 where there is none.
@@ -77,6 +79,8 @@ def chatter_norm(gram: Any, signs: Any, learning_rate: float, penalty: float) ->
         >>> print(chatter_norm(np.diag([1.0, 0.0]), np.array([1, -1]), 0.5, 4.0).round(4))
         2.3333
     """
+    arguments.shapes("d d, ... d", gram=gram, signs=signs)
+    arguments.numbers(penalty=penalty)
     solved = np.asarray(signs) @ _resolvent(gram, learning_rate)
     return learning_rate * penalty * np.sum(solved * signs, axis=-1)
 
@@ -110,6 +114,8 @@ def mean_chatter_norm(
         >>> print(mean_chatter_norm(np.zeros((3, 3)), np.zeros(3), 0.1, 10.0).round(4))
         1.5
     """
+    arguments.shapes("d d, d", gram=gram, correlation=correlation)
+    arguments.positive(penalty=penalty)
     trace = np.trace(_resolvent(gram, learning_rate))
     pull = np.sum(np.asarray(correlation) ** 2)
     penalty = np.asarray(penalty)
@@ -117,6 +123,9 @@ def mean_chatter_norm(
 
 
 def _resolvent(gram: Any, learning_rate: float) -> np.ndarray:
+    arguments.shapes("d d", gram=gram)
+    arguments.finite(gram=gram)
+    arguments.scalars(learning_rate=learning_rate)
     gram = np.asarray(gram)
     largest = np.linalg.eigvalsh(gram)[-1]
     if not learning_rate * largest < 2:
@@ -126,6 +135,7 @@ def _resolvent(gram: Any, learning_rate: float) -> np.ndarray:
 
 
 def _checked(exponent: Any, learning_rate: Any, rounding: Any) -> tuple[np.ndarray, ...]:
+    arguments.numbers(exponent=exponent, learning_rate=learning_rate, rounding=rounding)
     p, eta, delta = (np.asarray(a, np.float64) for a in (exponent, learning_rate, rounding))
     if not np.all((p > 1) & (p < 2)):
         message = f"exponent={exponent}: give a number between 1 and 2"

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics import arguments
+
 
 class State(NamedTuple):
     """The weights of the network, at any number of times."""
@@ -22,6 +24,7 @@ class State(NamedTuple):
 
 def conserved(state: State) -> np.ndarray:
     """Return Q = c² - |b|² - b_o² (...)."""
+    arguments.records(State, state=state)
     return state.read_out**2 - np.sum(state.signal**2, axis=-1) - state.outlier**2
 
 
@@ -53,6 +56,10 @@ def flow(start: State, teacher: Any, outlier_variance: float, times: Any) -> Sta
         >>> print(end.read_out**2)
         [4.]
     """
+    arguments.records(State, start=start)
+    arguments.shapes("d, d, T", start=start.signal, teacher=teacher, times=times)
+    arguments.scalars(outlier_variance=outlier_variance)
+    arguments.finite(teacher=teacher, outlier_variance=outlier_variance)
     beta, times = np.asarray(teacher, np.float64), np.asarray(times, np.float64)
     signal = np.asarray(start.signal, np.float64)
     if beta.shape != signal.shape or beta.ndim != 1:
@@ -93,6 +100,9 @@ def hessian(state: State, teacher: Any, outlier_variance: float) -> np.ndarray:
         >>> print(np.diag(hessian(at, [2.0], 10.0)))
         [ 4. 40.  1.]
     """
+    arguments.records(State, state=state)
+    arguments.shapes("... d, d", state=state.signal, teacher=teacher)
+    arguments.scalars(outlier_variance=outlier_variance)
     c, b, outlier = (np.asarray(a, np.float64) for a in state)
     beta = np.asarray(teacher, np.float64)
     dim = beta.shape[-1]
@@ -128,6 +138,8 @@ def final_sharpness(conserved: Any, signal_norm: Any, outlier_variance: float) -
         >>> print(final_sharpness(0.0, 4.0, 10.0))
         40.0
     """
+    arguments.numbers(conserved=conserved, signal_norm=signal_norm)
+    arguments.scalars(outlier_variance=outlier_variance)
     if not (np.all(np.asarray(signal_norm) > 0) and outlier_variance > 0):
         message = f"signal_norm={signal_norm}, outlier_variance={outlier_variance}: give both > 0"
         raise ValueError(message)
@@ -144,6 +156,7 @@ def antiphase_bound(label: float) -> float:
     Raises:
         ValueError: `label` is not positive.
     """
+    arguments.scalars(label=label)
     if not label > 0:
         message = f"label={label}: give a positive number"
         raise ValueError(message)

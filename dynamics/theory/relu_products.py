@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 # Of (e(x + y) - e(x - y)) / 4 with e = h² u (1 - u), u uniform and independent, and h = 4 B / R.
@@ -31,6 +32,8 @@ def interpolated_square(z: Any, pieces: Any, bound: Any) -> Array:
         >>> print(interpolated_square(jnp.array([0.0, 0.5, 1.0]), 4, 1.0))
         [0.  0.5 1. ]
     """
+    arguments.numbers(z=z)
+    arguments.positive(pieces=pieces, bound=bound)
     width = 4 * bound / pieces
     piece = jnp.clip(jnp.floor(z / width), -pieces / 2, pieces / 2 - 1)
     return (2 * piece + 1) * width * z - piece * (piece + 1) * width**2
@@ -53,6 +56,8 @@ def relu_product(x: Any, y: Any, pieces: Any, bound: Any) -> Array:
         >>> print(relu_product(2.0, 3.0, 16, 4.0))
         6.0
     """
+    arguments.shapes("..., ...", x=x, y=y)
+    arguments.positive(pieces=pieces, bound=bound)
     return (
         interpolated_square(x + y, pieces, bound) - interpolated_square(x - y, pieces, bound)
     ) / 4
@@ -68,9 +73,7 @@ def relu_matmul(a: Array, b: Array, pieces: Any, bound: Any) -> Array:
         >>> print(relu_matmul(jnp.array([[1.0, 2.0]]), jnp.array([[0.0], [1.0]]), 8, 2.0))
         [[2.]]
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        message = f"a has shape {a.shape} and b {b.shape}: give (N, K) and (K, M)"
-        raise ValueError(message)
+    arguments.shapes("N K, K M", a=a, b=b)
     return relu_product(a[:, :, None], b[None], pieces, bound).sum(axis=1)
 
 
@@ -81,6 +84,7 @@ def largest_product_error(pieces: Any, bound: Any) -> Any:
         >>> largest_product_error(8, 1.0)
         0.015625
     """
+    arguments.positive(pieces=pieces, bound=bound)
     return bound**2 / pieces**2
 
 
@@ -100,6 +104,9 @@ def growth_of_errors(gradient_error: Any, smoothness: Any, learning_rate: float,
         >>> print(round(growth_of_errors(0.1, 1.0, 0.5, 2), 4))  # 0.1 (0.5 + 0.5 · 1.5)
         0.125
     """
+    arguments.numbers(gradient_error=gradient_error, steps=steps)
+    arguments.positive(smoothness=smoothness)
+    arguments.scalars(learning_rate=learning_rate)
     if not learning_rate > 0:
         message = f"learning_rate={learning_rate}: give a positive number"
         raise ValueError(message)

@@ -11,11 +11,15 @@ two activations, and given that their pairs are drawn, n_c is hypergeometric.
 
 import jax.numpy as jnp
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
 def sampled_energy(activations: Array, labels: Array, num_labels: int, drawn: Array) -> Array:
     """Return E (...) of neurons with activations (..., N) on the pairs where drawn (N,) is 1."""
+    arguments.shapes("... N, N, N", activations=activations, labels=labels, drawn=drawn)
+    arguments.counts(num_labels=num_labels)
+    arguments.labels(num_labels, labels=labels)
     in_class = (labels[:, None] == jnp.arange(num_labels)) * drawn[:, None]  # (N, C)
     counts = in_class.sum(axis=0)
     sums = activations @ in_class
@@ -38,12 +42,13 @@ def expected_sampled_energy(
 
     Reference: derived here.
     """
+    arguments.shapes("... N, N", activations=activations, labels=labels)
+    arguments.counts(num_labels=num_labels)
+    arguments.labels(num_labels, labels=labels)
+    arguments.positive(num_drawn=num_drawn)
     total = labels.shape[0]
-    if total < 4 or activations.shape[-1:] != (total,):
-        message = (
-            f"activations {activations.shape}, labels {labels.shape}: "
-            "give (..., N) and (N,), N at least 4"
-        )
+    if total < 4:
+        message = f"labels {labels.shape}, activations {activations.shape}: give N at least 4"
         raise ValueError(message)
     in_class = (labels[:, None] == jnp.arange(num_labels)).astype(activations.dtype)
     size = in_class.sum(axis=0)  # (C,)

@@ -12,10 +12,10 @@ multiplied by b at each step. Without labels, α = 0, everything is forgotten.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -48,6 +48,8 @@ def gains(
         >>> print(gains(jnp.array([1.0]), ridge=1.0, label_weight=0.5, steps=[1, 2, jnp.inf])[:, 0])
         [0.5        0.375      0.33333334]
     """
+    arguments.shapes("N", eigenvalues=eigenvalues)
+    arguments.not_negative(eigenvalues=eigenvalues)
     steps = _checked(ridge, label_weight, steps)
     share = eigenvalues / (eigenvalues + ridge)  # a
     factor = (1 - label_weight) * share  # b
@@ -88,13 +90,9 @@ def distill(
         >>> print(found.fits[:, 0], found.limit, found.rate)
         [0.5   0.25  0.125] [0.] 0.5
     """
+    kernels = dict(kernel_train=kernel_train, kernel_test_train=kernel_test_train)
+    arguments.shapes("N N, M N, N ...", **kernels, labels=labels)
     labels = jnp.asarray(labels)
-    if labels.ndim not in (1, 2) or kernel_train.shape != (len(labels),) * 2:
-        message = f"labels {labels.shape} for kernel_train {kernel_train.shape}; give N rows"
-        raise ValueError(message)
-    if kernel_test_train.ndim != 2 or kernel_test_train.shape[1] != len(labels):
-        message = f"kernel_test_train: {kernel_test_train.shape}; give (M, N), N={len(labels)}"
-        raise ValueError(message)
     values, vectors = jnp.linalg.eigh(kernel_train)
     values = jnp.maximum(values, 0)
     steps = np.append(_checked(ridge, label_weight, steps), np.inf)
@@ -135,17 +133,16 @@ def best_label_weight(label_fit: Array, teacher_fit: Array, reference: Array) ->
         >>> print(best_label_weight(ones, 0 * ones, 0.25 * ones))
         0.25
     """
+    arguments.shapes("M, M, M", label_fit=label_fit, teacher_fit=teacher_fit, reference=reference)
     difference = label_fit - teacher_fit
     return jnp.sum((reference - teacher_fit) * difference) / jnp.sum(difference**2)
 
 
 def _checked(ridge: Array | float, label_weight: Array | float, steps: Any) -> np.ndarray:
-    if not isinstance(ridge, jax.core.Tracer) and not ridge > 0:
-        message = f"ridge={ridge}: give a positive number"
-        raise ValueError(message)
-    if not isinstance(label_weight, jax.core.Tracer) and not 0 <= label_weight <= 1:
-        message = f"label_weight={label_weight}: give a number from 0 to 1"
-        raise ValueError(message)
+    arguments.scalars(ridge=ridge, label_weight=label_weight)
+    arguments.positive(ridge=ridge)
+    arguments.fractions(label_weight=label_weight)
+    arguments.numbers(steps=steps)
     steps = np.array(steps, dtype=np.float64)
     if steps.ndim != 1 or not steps.size or np.any(steps < 1):
         message = f"steps={steps}: give (T,) numbers from 1 on"

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg
 
+from dynamics import arguments
+
 FloatArray = Any  # a NumPy array of float64, or a NumPy number where the shape is ()
 
 
@@ -45,9 +47,7 @@ def batch_weight(num_samples: int, batch_size: int, *, with_replacement: bool = 
         >>> batch_weight(5, 2), batch_weight(5, 2, with_replacement=False)
         (0.5, 0.375)
     """
-    if num_samples < 1 or batch_size < 1:
-        message = f"num_samples={num_samples}, batch_size={batch_size}: give positive numbers"
-        raise ValueError(message)
+    arguments.counts(num_samples=num_samples, batch_size=batch_size)
     if with_replacement:
         return 1 / batch_size
     if batch_size > num_samples:
@@ -83,9 +83,7 @@ def critical_point(gradients: Any, *, weight: float = 1.0) -> CriticalPoint:
         0.5
     """
     rows, basis = _in_span(gradients)
-    if not 0 <= weight <= 1:
-        message = f"weight={weight}: give a number from 0 to 1, as batch_weight returns"
-        raise ValueError(message)
+    arguments.fractions(weight=weight)
     linear, quadratic = _parts(rows, weight)
     last = len(linear) - 1
     values, vectors = scipy.linalg.eigh(quadratic, linear, subset_by_index=[last, last])
@@ -112,6 +110,9 @@ def radius(gradients: Any, learning_rate: float, *, weight: float = 1.0) -> floa
         0.0 1.0
     """
     rows, _ = _in_span(gradients)
+    arguments.scalars(learning_rate=learning_rate)
+    arguments.finite(learning_rate=learning_rate)
+    arguments.fractions(weight=weight)
     linear, quadratic = _parts(rows, weight)
     total = np.eye(len(linear)) - learning_rate * linear + learning_rate**2 * quadratic
     return float(np.linalg.eigvalsh(total)[-1])
@@ -137,11 +138,12 @@ def second_moments(
         >>> print(moments[:, 0, 0])
         [3.     0.75   0.1875]
     """
+    arguments.shapes("N P, P P", gradients=gradients, start=start)
+    arguments.finite(gradients=gradients, start=start, learning_rate=learning_rate)
+    arguments.integers(0, num_steps=num_steps)
+    arguments.fractions(weight=weight)
     gradients, second = np.asarray(gradients, np.float64), np.asarray(start, np.float64)
-    num_samples, size = gradients.shape
-    if second.shape != (size, size):
-        message = f"start: shape {second.shape}; give ({size}, {size})"
-        raise ValueError(message)
+    num_samples = len(gradients)
     hessian = gradients.T @ gradients / num_samples
     found = [second]
     for _ in range(num_steps):
@@ -157,8 +159,9 @@ def second_moments(
 
 def _in_span(gradients: Any) -> tuple[FloatArray, FloatArray]:
     """Return the gradients in coordinates (N, R) of an orthonormal basis (P, R) of their span."""
+    arguments.shapes("N P", gradients=gradients)
     gradients = np.asarray(gradients, np.float64)
-    if gradients.ndim != 2 or not np.isfinite(gradients).all() or not gradients.any():
+    if not np.isfinite(gradients).all() or not gradients.any():
         message = f"gradients: shape {gradients.shape}; give a finite matrix (N, P), not all zero"
         raise ValueError(message)
     _, sizes, right = np.linalg.svd(gradients, full_matrices=False)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 Activation = Callable[[Array], Array]  # one unit at a time, written in JAX
@@ -53,6 +54,8 @@ def gaussian_mean(function: Activation, variance: Array, *, num_nodes: int = 128
         >>> print(round(float(gaussian_mean(lambda u: u**4, 2.0)), 3))
         12.0
     """
+    arguments.functions(function=function)
+    arguments.not_negative(variance=variance)
     nodes, weights = _nodes(num_nodes)
     root = jnp.sqrt(jnp.asarray(variance, nodes.dtype))[..., None]
     return jnp.sum(weights * function(root * nodes), axis=-1)
@@ -65,6 +68,7 @@ def slope_of(activation: Activation) -> Activation:
         >>> print(slope_of(jnp.sin)(jnp.zeros(2)))
         [1. 1.]
     """
+    arguments.functions(activation=activation)
 
     def slope(u: Array) -> Array:
         return jax.jvp(activation, (u,), (jnp.ones_like(u),))[1]
@@ -100,6 +104,8 @@ def variances(
         >>> print(variances(lambda u: u, 1.0, 2, weight_variance=0.5))
         [1.   0.5  0.25]
     """
+    arguments.functions(activation=activation)
+    arguments.not_negative(variance=variance)
     _check(num_layers, weight_variance, bias_variance)
 
     def step(k: Array, _: None) -> tuple[Array, Array]:
@@ -128,6 +134,9 @@ def susceptibilities(
         >>> print(susceptibilities(jax.nn.relu, 3.0, weight_variance=2.0).parallel.round(5))
         1.0
     """
+    arguments.functions(activation=activation)
+    arguments.positive(variance=variance)
+    arguments.numbers(weight_variance=weight_variance)
     variance = jnp.asarray(variance)
     slope = slope_of(activation)
     # Stein's lemma: no second derivative, which ReLU does not have.
@@ -166,6 +175,7 @@ def relu_correlations(correlation: Array, num_layers: int, *, gain: float = 1.0)
         [1.      0.68169]
     """
     _check(num_layers, 1.0, 0.0)
+    arguments.scalars(gain=gain)
     if not 0 < gain <= 1:
         message = f"gain={gain}: give a number above 0 and at most 1"
         raise ValueError(message)
@@ -213,10 +223,10 @@ def smooth_correlations(
         >>> print(found.defect.round(4))
         [0.5 0.5]
     """
+    arguments.functions(activation=activation)
     _check(num_layers, weight_variance, 0.0)
-    if not variance > 0:
-        message = f"variance={variance}: give a positive number"
-        raise ValueError(message)
+    arguments.scalars(variance=variance)
+    arguments.positive(variance=variance)
     nodes, weights = _nodes(num_nodes)
     grid = weights[:, None] * weights
     slope = slope_of(activation)
@@ -248,6 +258,8 @@ def backward_correlations(derivative: Array) -> Array:
         >>> print(jnp.exp(backward_correlations(jnp.array([0.5, 0.25, 1.0]))))
         [0.125 0.25  1.   ]
     """
+    arguments.shapes("L ...", derivative=derivative)
+    arguments.not_negative(derivative=derivative)
     logarithm = jnp.log(derivative[:-1])
     below = jnp.cumsum(logarithm[::-1], axis=0)[::-1]
     return jnp.concatenate([below, jnp.zeros_like(derivative[:1])])
@@ -268,6 +280,9 @@ def crossing_layers(correlations: Correlations, depths: Any) -> Array:
 
     Reference: Lou et al. 2022, arXiv:2110.11749 ("equilibrium" of the two losses).
     """
+    arguments.records(Correlations, correlations=correlations)
+    arguments.shapes("X", depths=depths)
+    arguments.labels(np.inf, depths=depths)
     depths = np.asarray(depths)
     defect, derivative = correlations
     if defect.ndim != 2 or defect.shape != derivative.shape:
@@ -291,14 +306,13 @@ def crossing_layers(correlations: Correlations, depths: Any) -> Array:
 
 def _nodes(num_nodes: int) -> tuple[Array, Array]:
     """Return nodes and weights (num_nodes,) of the standard normal law."""
-    if num_nodes < 1:
-        message = f"num_nodes={num_nodes}: give a positive number"
-        raise ValueError(message)
+    arguments.counts(num_nodes=num_nodes)
     nodes, weights = scipy.special.roots_hermitenorm(num_nodes)
     return jnp.asarray(nodes, float), jnp.asarray(weights / weights.sum(), float)
 
 
 def _correlation(correlation: Array) -> Array:
+    arguments.numbers(correlation=correlation)
     traced = isinstance(correlation, jax.core.Tracer)
     if not traced and not np.all(np.abs(np.asarray(correlation)) <= 1):
         message = f"correlation={correlation}: give numbers from -1 to 1"
@@ -307,14 +321,7 @@ def _correlation(correlation: Array) -> Array:
 
 
 def _check(num_layers: int, weight_variance: Any, bias_variance: Any) -> None:
-    for name, value, positive in (
-        ("num_layers", num_layers, False),
-        ("weight_variance", weight_variance, True),
-        ("bias_variance", bias_variance, False),
-    ):
-        if isinstance(value, jax.core.Tracer):
-            continue
-        value = np.asarray(value)
-        if not (value > 0 or (value == 0 and not positive)):
-            message = f"{name}={value}: give {'a positive number' if positive else '0 or more'}"
-            raise ValueError(message)
+    arguments.integers(0, num_layers=num_layers)
+    arguments.scalars(weight_variance=weight_variance, bias_variance=bias_variance)
+    arguments.positive(weight_variance=weight_variance)
+    arguments.not_negative(bias_variance=bias_variance)

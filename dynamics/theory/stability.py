@@ -1,5 +1,6 @@
 """The curvature at which an optimiser's fixed step turns unstable on a quadratic."""
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 OPTIMISERS = ("gradient descent", "momentum", "nesterov", "adam", "rmsprop")
@@ -32,9 +33,9 @@ def stability_threshold(
         >>> print(round(stability_threshold("adam", 1.0, 0.9), 6))
         38.0
     """
-    if optimiser not in OPTIMISERS:
-        message = f"optimiser={optimiser!r}: choose one of {', '.join(OPTIMISERS)}"
-        raise ValueError(message)
+    arguments.choices(OPTIMISERS, optimiser=optimiser)
+    arguments.positive(learning_rate=learning_rate)
+    arguments.numbers(momentum=momentum)
     has_none = optimiser in ("gradient descent", "rmsprop")
     if (has_none and not isinstance(momentum, (int, float))) or (has_none and momentum != 0):
         message = f"momentum={momentum}: {optimiser} has none; leave it out"

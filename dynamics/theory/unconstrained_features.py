@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics import arguments
 from dynamics.aliases import Array
 
 
@@ -63,7 +64,7 @@ def directions(num_classes: int, *, centred: bool) -> Array:
         [[ 0.5 -0.5]
          [-0.5  0.5]]
     """
-    _at_least("num_classes", num_classes, 2)
+    arguments.integers(2, num_classes=num_classes)
     identity = jnp.eye(num_classes)
     return identity - 1 / num_classes if centred else identity
 
@@ -88,7 +89,7 @@ def squared_loss_scales(classifier_decay: float, feature_decay: float) -> Scales
         >>> print(squared_loss_scales(0.25, 0.25).logits)
         0.75
     """
-    _positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
+    arguments.positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
     threshold = jnp.sqrt(jnp.asarray(classifier_decay * feature_decay))
     return _scales(jnp.maximum(0, 1 - threshold), classifier_decay, feature_decay)
 
@@ -117,8 +118,8 @@ def cross_entropy_scales(
         >>> print(cross_entropy_scales(1.0, 1.0, num_classes=3).logits)
         0.0
     """
-    _positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
-    _at_least("num_classes", num_classes, 2)
+    arguments.positive(classifier_decay=classifier_decay, feature_decay=feature_decay)
+    arguments.integers(2, num_classes=num_classes)
     threshold = jnp.sqrt(jnp.asarray(classifier_decay * feature_decay))
     ratio = jnp.maximum(1, num_classes / threshold - num_classes + 1)
     return _scales(jnp.log(ratio), classifier_decay, feature_decay)
@@ -148,7 +149,7 @@ def attenuation(classifier_decay: float, feature_decay: float, pull: float) -> A
         >>> print(factors.within_in_span, factors.stretch)
         0.75 0.8
     """
-    _positive(classifier_decay=classifier_decay, feature_decay=feature_decay, pull=pull)
+    arguments.positive(classifier_decay=classifier_decay, feature_decay=feature_decay, pull=pull)
     _not_collapsed(classifier_decay, feature_decay)
     threshold = jnp.sqrt(jnp.asarray(classifier_decay * feature_decay))
     ratio = jnp.sqrt(jnp.asarray(feature_decay / classifier_decay))
@@ -188,9 +189,9 @@ def block_singular_values(
 
     Reference: derived here from `attenuation`.
     """
-    _at_least("num_classes", num_classes, 2)
-    _at_least("per_class", per_class, 1)
-    _at_least("dim", dim, num_classes)
+    arguments.integers(2, num_classes=num_classes)
+    arguments.integers(1, per_class=per_class)
+    arguments.integers(num_classes, dim=dim)
     inside, outside, stretch, turn = attenuation(classifier_decay, feature_decay, pull)
     counts = {
         "inside": (inside, (per_class - 1) * num_classes),
@@ -217,7 +218,7 @@ def block_singular_values_large_pull(
 
     Reference: Tirer, Huang, Niles-Weed 2023, arXiv:2210.16658, theorem 4.2.
     """
-    _positive(classifier_decay=classifier_decay, feature_decay=feature_decay, pull=pull)
+    arguments.positive(classifier_decay=classifier_decay, feature_decay=feature_decay, pull=pull)
     _not_collapsed(classifier_decay, feature_decay)
     threshold = jnp.sqrt(jnp.asarray(classifier_decay * feature_decay))
     ratio = jnp.sqrt(jnp.asarray(feature_decay / classifier_decay))
@@ -239,10 +240,8 @@ def optimal_classifier(features: Array, targets: Array, classifier_decay: float)
 
     Reference: Tirer, Huang, Niles-Weed 2023, arXiv:2210.16658, section 3.
     """
-    _positive(classifier_decay=classifier_decay)
-    if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets):
-        message = f"features {features.shape}, targets {targets.shape}: give (N, D) and (N, K)"
-        raise ValueError(message)
+    arguments.positive(classifier_decay=classifier_decay)
+    arguments.shapes("N D, N K", features=features, targets=targets)
     per_class = len(targets) / targets.shape[1]
     penalty = per_class * classifier_decay * jnp.eye(features.shape[1], dtype=features.dtype)
     gram = _product("nd,ne->de", features, features) + penalty
@@ -268,7 +267,7 @@ def central_path_velocity(
 
     Reference: Tirer, Huang, Niles-Weed 2023, arXiv:2210.16658, section 3.
     """
-    _positive(feature_decay=feature_decay)
+    arguments.positive(feature_decay=feature_decay)
     classifier = optimal_classifier(features, targets, classifier_decay)
     error = targets - _product("nd,kd->nk", features, classifier)
     return _product("nk,kd->nd", error, classifier) - feature_decay * features
@@ -280,23 +279,10 @@ def _scales(logits: Array, classifier_decay: float, feature_decay: float) -> Sca
     return Scales(logits, jnp.sqrt(logits * balance), jnp.sqrt(logits / balance))
 
 
-def _positive(**values: float | Array) -> None:
-    for name, value in values.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-            message = f"{name}={value}: give a positive number"
-            raise ValueError(message)
-
-
 def _not_collapsed(classifier_decay: float, feature_decay: float) -> None:
     product = classifier_decay * feature_decay
     if not isinstance(product, jax.core.Tracer) and not np.all(np.asarray(product) < 1):
         message = f"classifier_decay * feature_decay = {product}: give a product below 1"
-        raise ValueError(message)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        message = f"{name}={value}: give at least {least}"
         raise ValueError(message)
 
 

@@ -92,12 +92,12 @@ def test_constraints_are_the_margins_of_the_tokens():
 def test_what_nothing_meets_is_refused(solve):
     with pytest.raises(ValueError, match="no weights meet all 2"):
         solve([[[1.0, 0.0]], [[-1.0, 0.0]]])
-    with pytest.raises(ValueError, match="constraints: shape"):
+    with pytest.raises(ValueError, match="constraints has shape"):
         solve(np.ones((2, 3)))
 
 
 def test_tokens_that_are_not_there():
-    with pytest.raises(ValueError, match="selected="):
+    with pytest.raises(ValueError, match="selected"):
         attention_margin.token_constraints(np.ones((1, 2, 3)), np.ones((1, 3)), [2])
     with pytest.raises(ValueError, match="give \\(N, T, D\\)"):
         attention_margin.token_constraints(np.ones((2, 3)), np.ones((1, 3)), [0])

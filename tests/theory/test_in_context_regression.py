@@ -68,7 +68,7 @@ def test_ridge_is_the_solve_and_its_zero_is_the_pseudo_inverse(seed, ridge):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda x, y: regression.ridge_predictions(x, y[:-1]), r"inputs \(4, 2\) and targets"),
+        (lambda x, y: regression.ridge_predictions(x, y[:-1]), "targets has shape .* as in inputs"),
         (lambda x, y: regression.ridge_predictions(x, y, -1.0), "ridge=-1.0"),
         (lambda x, y: regression.newton_predictions(x, y, jnp.array([31])), "num_iterations"),
         (lambda x, y: regression.gradient_descent_predictions(x, y, -1), "num_steps"),

@@ -97,7 +97,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="learning_rate"):
         matrix_factorisation.exact_rank_rate([2.0, 1.0], 0.5)
     first, second, left, right, _ = drawn(0)
-    with pytest.raises(ValueError, match="shapes"):
+    with pytest.raises(ValueError, match="second has shape"):
         matrix_factorisation.excess_imbalance(first, second[:, :3], left, right)
     with pytest.raises(ValueError, match="columns"):
         matrix_factorisation.excess_imbalance(first[:, :2], second[:, :2], left, right)
