@@ -85,6 +85,18 @@ def merge(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
     return ClassStatistics(counts, means, first.scatter + second.scatter + between)
 
 
+def merge_all(parts: ClassStatistics) -> ClassStatistics:
+    """Return the statistics of all of several sets, stacked on a leading axis.
+
+    So statistics are taken on several devices: `parallel.ensemble` of `class_statistics` over
+    shares of the samples gives `parts`. To fill the last share give labels of num_classes: inside
+    the ensemble such samples are left out.
+    """
+    one = lambda index: jax.tree.map(lambda leaf: leaf[index], parts)
+    rest = jax.tree.map(lambda leaf: leaf[1:], parts)
+    return jax.lax.scan(lambda total, part: (merge(total, part), None), one(0), rest)[0]
+
+
 def update(statistics: ClassStatistics, features: Array, labels: Array) -> ClassStatistics:
     """Return `statistics` with one more batch of features (N, D) and labels (N,)."""
     arguments.records(ClassStatistics, statistics=statistics)
