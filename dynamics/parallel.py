@@ -237,11 +237,11 @@ def _batched(fn: Callable[[Any], Any], batching: str, platform: str) -> Callable
 
     def run(members: Any, *shared: Any) -> Any:
         of_member = lambda member: fn(member, *shared)
-        how = batching
-        if how == "auto":
-            member = jax.eval_shape(lambda m: jax.tree.map(lambda leaf: leaf[0], m), members)
-            how = choose_batching(of_member, member, platform)
         with samples_kept():
+            how = batching
+            if how == "auto":
+                member = jax.eval_shape(lambda m: jax.tree.map(lambda leaf: leaf[0], m), members)
+                how = choose_batching(of_member, member, platform)
             if how == "vmap":
                 return jax.vmap(of_member)(members)
             return jax.lax.map(of_member, members)
