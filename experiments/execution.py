@@ -21,6 +21,7 @@ from experiments import (
     contract,
     distributed,
     doctor,
+    memory,
     preemption,
     provenance,
     records,
@@ -29,6 +30,7 @@ from experiments import (
 MATMUL_PRECISION = "highest"  # on every platform; accelerators would round products otherwise
 Observe = Callable[[str, Any, Any], None]  # (name, times, measurements) of a chunk
 MAIN = "main"  # the part that is the claim itself; the others are its controls
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as XLA's errors say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,14 +188,15 @@ def compute_part(
     wide = experiment.precision == "float64"
     keeps = "checkpoints" in inspect.signature(experiment.run).parameters
     arguments = {"checkpoints": kept} if keeps else {}
+    held = memory.held_to_the_machine(jax.default_backend())
     try:
-        with jax.enable_x64(wide), jax.default_matmul_precision(MATMUL_PRECISION):
+        with held, jax.enable_x64(wide), jax.default_matmul_precision(MATMUL_PRECISION):
             prediction = None
             if isinstance(experiment, contract.TheoryCheck):
                 prediction = _to_host(experiment.predict(config))
             return Part(config, _to_host(experiment.run(config, **arguments)), prediction)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
             message = (
                 f"--num_seeds={config.num_seeds}: this machine's memory does not hold the run; "
                 "lower it, or the sizes in the configuration"
@@ -280,6 +283,7 @@ def _to_host(value):
     if not hasattr(value, "_asdict"):
         message = f"a claim returns a NamedTuple of arrays, not {type(value).__name__}"
         raise TypeError(message)
+    jax.block_until_ready(value)  # raises what failed; np.asarray of a failed array would abort
     arrays = {field: np.asarray(array) for field, array in value._asdict().items()}
     if bad := [field for field, array in arrays.items() if array.dtype.kind not in "biufc"]:
         message = f"{type(value).__name__}.{', '.join(bad)}: every field is one array of numbers"

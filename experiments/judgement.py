@@ -11,16 +11,22 @@ from experiments import catalogue, checks, contract, execution, records
 def judge(experiment: contract.Experiment, run: execution.Run) -> list[checks.Check]:
     """Return all checks of a run: preconditions, the claim, then what each control must do.
 
+    A run with numbers that are not finite, on which the claim's own check stops with an error, has
+    one precondition that says so.
+
     Raises:
         ValueError: a control names a check that the claim does not make, or two checks share
             a name.
     """
     main = run.parts[execution.MAIN]
-    found = [_healthy(run), *_checks_of(experiment, main)]
-    for name, control in experiment.controls.items():
-        found += _control_checks(experiment, name, control, run.parts[name])
-    if isinstance(experiment, contract.TheoryCheck):
-        found += [_notices(experiment, main, sign) for sign in (1, -1)]
+    try:
+        found = [_healthy(run), *_checks_of(experiment, main)]
+        for name, control in experiment.controls.items():
+            found += _control_checks(experiment, name, control, run.parts[name])
+        if isinstance(experiment, contract.TheoryCheck):
+            found += [_notices(experiment, main, sign) for sign in (1, -1)]
+    except _NotFiniteError as error:
+        return [_healthy(run), error.check]
     names = [check.name for check in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         message = f"several checks are called {doubled}: give each a name of its own"
@@ -63,14 +69,54 @@ def draw(experiment: contract.Experiment, run: execution.Run, figure) -> None:
     experiment.plot(*_arguments(part), figure)
 
 
+def why_not_drawn(experiment: contract.Experiment, run: execution.Run) -> str | None:
+    """Return what a figure says that cannot be drawn because the run is not finite.
+
+    None where the run is finite, or where the claim holds all the same: plot has a defect then.
+    """
+    where = _first_not_finite(run.parts[execution.MAIN])
+    if where is None or checks.verdict(judge(experiment, run)) == "holds":
+        return None
+    return f"not drawn: {where}"
+
+
 def _arguments(part: execution.Part) -> tuple:
     given = () if part.prediction is None else (part.prediction,)
     return (part.config, *given, part.result)
 
 
 def _checks_of(experiment, part: execution.Part) -> list[checks.Check]:
-    with np.errstate(all="ignore"):  # a divergence is a check that fails, not a warning
-        return list(experiment.check(*_arguments(part)))
+    try:
+        with np.errstate(all="ignore"):  # a divergence is a check that fails, not a warning
+            return list(experiment.check(*_arguments(part)))
+    except Exception as error:
+        if (where := _first_not_finite(part)) is None:
+            raise
+        raise _NotFiniteError(where, error) from error
+
+
+class _NotFiniteError(Exception):
+    """What `check` stopped at is a run that is not finite."""
+
+    def __init__(self, where: str, error: Exception):
+        stopped = " ".join(f"{type(error).__name__}: {error}".split())
+        self.check = checks.above(
+            "numbers of the run that check() needs are finite",
+            0,
+            1,
+            why=f"{where}; lower the step, or whatever made it so (check() stopped with {stopped})",
+            role="precondition",
+        )
+
+
+def _first_not_finite(part: execution.Part) -> str | None:
+    """Say which number of a part's result is the first that is not finite, by its place."""
+    for name, array in part.result._asdict().items():
+        bad = np.argwhere(~np.isfinite(array))
+        if bad.size:
+            place = ", ".join(map(str, bad[0]))
+            return f"{name}[{place}] of shape {array.shape} is {array[tuple(bad[0])]}"
+    return None
 
 
 def _control_checks(experiment, name, control: contract.Control, part) -> list[checks.Check]:

@@ -260,7 +260,12 @@ def finished(experiment, config, settings, paths) -> dict[str, Any] | None:
 def _image(experiment, run) -> bytes:
     from experiments import judgement, plotting
 
-    return plotting.render_png(lambda figure: judgement.draw(experiment, run, figure))
+    try:
+        return plotting.render_png(lambda figure: judgement.draw(experiment, run, figure))
+    except Exception:
+        if (text := judgement.why_not_drawn(experiment, run)) is None:
+            raise
+        return plotting.render_png(lambda figure: figure.text(0.5, 0.5, text, ha="center"))
 
 
 def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings | None:

@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import catalogue, records
+from experiments import catalogue, checks, execution, judgement, records
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = catalogue.walk()
@@ -40,6 +41,19 @@ class TestSmoke:
     def test_figure_is_small(self, smoke_runs, record, entry):
         paths = records.Paths(smoke_runs, entry.tree, entry.theme, entry.slug)
         assert 5_000 < paths.figure.stat().st_size < 150_000
+
+    def test_a_run_of_numbers_that_are_none_does_not_hold(self, smoke_runs, record, entry):
+        """Whatever diverged, the verdict is void or fails; check does not stop with an error."""
+        experiment = catalogue.load(entry)
+        paths = records.Paths(smoke_runs, entry.tree, entry.theme, entry.slug)
+        run = execution.load(experiment, paths.arrays)
+        main = run.parts[execution.MAIN]
+        fields = main.result._asdict()
+        spoilt = {n: np.full_like(a, np.nan) for n, a in fields.items() if a.dtype.kind in "fc"}
+        main = dataclasses.replace(main, result=main.result._replace(**spoilt))
+        run = dataclasses.replace(run, parts={**run.parts, execution.MAIN: main})
+        if spoilt:  # a result of integers alone cannot diverge
+            assert checks.verdict(judgement.judge(experiment, run)) in ("void", "fails")
 
     def test_committed_record_is_of_this_claim(self, entry):
         """The record in figures/ was made by today's defaults and makes today's checks."""

@@ -4,6 +4,7 @@ Each engine runs one command over a tree of its own in which one claim is fine, 
 process in the middle, one loses it always, one has a defect and one asks for too much memory.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -159,7 +160,7 @@ def parts(toy):
 
 @pytest.mark.timeout(120)
 def test_a_stopped_driver_takes_its_cluster_down(tmp_path):
-    """SIGTERM while a claim runs: no process, folder or lock is left, and no torn record."""
+    """It listens on the loopback interface alone; SIGTERM leaves no process, folder or lock."""
     root = plant(tmp_path)
     slow = root / "experiments/toys/fine.py"
     wait = "import time\nopen('began', 'w').close()\ntime.sleep(60)\n"
@@ -169,6 +170,7 @@ def test_a_stopped_driver_takes_its_cluster_down(tmp_path):
         with start(root, *flags, TMPDIR=folder) as running:
             until(lambda: (root / "began").exists())
             assert len(processes(folder)) > 3, "a cluster runs"
+            assert listening(processes(folder)) == {"127.0.0.1"}
             running.terminate()
             said = running.communicate(timeout=60)[1]
         assert running.returncode == preemption.STATUS, said
@@ -223,6 +225,23 @@ def processes(folder):
             continue
         if folder.encode() in text:
             found.add(int(path.name))
+    return found
+
+
+def listening(numbers):
+    """Return the addresses on which any of the processes listens."""
+    sockets = set()
+    for number in numbers:
+        for handle in Path(f"/proc/{number}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(handle))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                last = bytes.fromhex(words[1].partition(":")[0])[-4:]  # also of an IPv4 in IPv6
+                found.add(".".join(map(str, reversed(last))))
     return found
 
 

@@ -1,9 +1,11 @@
 """The catalogue's command line."""
 
+import json
+
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import catalogue, console, engines, records, runner
+from experiments import catalogue, console, engines, records
 
 
 @pytest.fixture
@@ -48,9 +50,14 @@ def test_presets_do_not_replace_the_full_record(call, tmp_path):
 
 def test_a_corrupt_record_is_shown_not_fatal(call, tmp_path):
     call("run", "*")
-    (tmp_path / "figures/experiments/toys/fair_coin.json").write_text("{")
-    assert "unreadable" in call("list")[1]
+    record = tmp_path / "figures/experiments/toys/fair_coin.json"
+    whole = json.loads(record.read_text())
+    for damaged in ("{", "[]", json.dumps({**whole, "schema": 2}), json.dumps({"schema": 1})):
+        record.write_text(damaged)
+        assert "unreadable" in call("list")[1]
     assert call("report")[0] == 0
+    assert call("run", "*", "--resume")[0] == 0
+    assert records.load_record(record)["arrays_sha256"] == whole["arrays_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +114,3 @@ def test_the_slowest_ten_of_many_are_named(capsys):
     console.print_outcomes(outcomes)
     told = capsys.readouterr().out.partition("the slowest 10 took 75 of 78 s:\n")[2].split()
     assert told[2::3] == [f"claim_{i}" for i in range(12, 2, -1)]
-
-
-def test_a_pool_of_processes_runs_real_claims(tmp_path):
-    """A pool refuses as this process does: outcomes come back from the workers."""
-    entry = catalogue.walk()[0]
-    (tmp_path / "file").write_text("")
-    task = engines.Task(entry, runner.Settings(preset="smoke", out=tmp_path / "file"))
-    outcomes = list(engines.choose("local", 2)([task, task]))
-    assert [outcome.verdict for outcome in outcomes] == ["refused", "refused"]
