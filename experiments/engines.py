@@ -34,7 +34,12 @@ class Task:
         return records.Paths(self.settings.folder(), entry.tree, entry.theme, entry.slug)
 
     def going_on(self) -> "Task":
-        """Return the task that takes what an interrupted try has kept."""
+        """Return the task that takes what an interrupted try has kept.
+
+        Where an older record lies, that try begins anew: to resume would be to return the record.
+        """
+        if self.paths.record.exists():
+            return self
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, resume=True))
 
 

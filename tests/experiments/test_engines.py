@@ -299,6 +299,29 @@ def in_figures(task):
     return dataclasses.replace(task, settings=settings)
 
 
+def test_a_retry_never_returns_an_older_record(tmp_path):
+    """A claim that dies is not said to hold because it held before."""
+    (entry,) = catalogue.find(["tanh_inverse_depth_kernel"])
+    task = engines.Task(entry, runner.Settings(out=tmp_path))
+    assert task.going_on().settings.resume
+    records.save_record(task.paths.record, records.load_record(in_figures(task).paths.record))
+    assert not task.going_on().settings.resume
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables"),
+    [
+        (0.0, {"JAX_PLATFORMS": "cpu"}),
+        (0.25, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}),
+        (1.0, {}),
+    ],
+)
+def test_a_claim_keeps_to_the_devices_it_asked_for(monkeypatch, gpus, variables):
+    monkeypatch.setattr(os, "environ", {})
+    ray_engine._choose_device(gpus)
+    assert os.environ == variables
+
+
 def test_what_is_shipped_is_all_code_that_moves_a_number(tmp_path):
     """A worker with the shipped files alone has the driver's digest and its commit."""
     ray_cluster.ship(tmp_path)
