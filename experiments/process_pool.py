@@ -43,7 +43,8 @@ def in_processes(
                 running[pool.submit(_perform, task)] = pool, task, start
             if stop() and not told:  # each ends at its next checkpoint
                 told = True
-                _end(others)
+                for process in _started_here(others):
+                    process.terminate()
             done, _ = concurrent.futures.wait(running, _POLL, concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 pool, task, start = running[future]
@@ -65,8 +66,9 @@ def in_processes(
     finally:
         for pool in [*idle, *(pool for pool, _, _ in running.values())]:
             pool.shutdown(wait=False, cancel_futures=True)
-        if running:  # interrupted
-            _end(others)
+        if running:  # interrupted: nothing is waited for
+            for process in _started_here(others):
+                process.kill()
     if lost and not stop():
         yield from in_processes(lost, 1, retries=retries - 1, stop=stop)
 
@@ -77,10 +79,8 @@ def _perform(task: engines.Task) -> engines.Outcome:
         return engines.perform(task)
 
 
-def _end(others: set) -> None:
-    """Send SIGTERM to the processes that were started here."""
-    for process in set(multiprocessing.active_children()) - others:
-        process.terminate()
+def _started_here(others: set) -> set:
+    return set(multiprocessing.active_children()) - others
 
 
 def _pool() -> concurrent.futures.ProcessPoolExecutor:

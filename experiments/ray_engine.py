@@ -195,7 +195,7 @@ def _done_before(task: engines.Task) -> engines.Outcome | None:
     from experiments import runner
 
     with contextlib.suppress(Exception):  # the worker meets it again, and tells
-        experiment = catalogue.load(task.entry)
+        experiment = runner.in_precision(catalogue.load(task.entry), task.settings)
         config = experiment.configure(task.settings.preset, task.settings.overrides)
         record = runner.finished(experiment, config, task.settings, task.paths)
         if record is not None:

@@ -85,9 +85,7 @@ def compute_together(entry: catalogue.Entry, cells: Sequence[runner.Settings]) -
     Returns:
         How many programs were shared, and how many parts they computed.
     """
-    experiment = catalogue.load(entry)
-    if precision := cells[0].precision:
-        experiment = dataclasses.replace(experiment, precision=precision)
+    experiment = runner.in_precision(catalogue.load(entry), cells[0])
     landing = _missing(experiment, entry, cells)
     groups: dict[tuple, list[Any]] = {}
     for config in landing:
