@@ -268,7 +268,9 @@ def _join(wanted: Hosts) -> None:
         )
     except (ValueError, RuntimeError) as error:
         message = f"--distributed: {error}"
-        if "coordinator_address" in message:
+        if "start RPC server" in message:
+            message = f"--coordinator={wanted.coordinator}: its port is taken; give another"
+        elif "coordinator_address" in message:
             message = (
                 "--distributed: no Slurm, TPU pod or Open MPI here; give --coordinator=HOST:PORT, "
                 "--num_processes and --process_id"

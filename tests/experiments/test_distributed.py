@@ -34,7 +34,7 @@ def toy_path(toy_path):
 def together(toy_path, tmp_path):
     """Run the claim in two processes; return the status and the stderr of each."""
 
-    def run(*flags, of_first=(), of_second=(), variables=({}, {}), out="out"):
+    def run(*flags, of_second=(), variables=({}, {}), slurm=False):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -45,14 +45,14 @@ def together(toy_path, tmp_path):
         }
         running = [
             subprocess.Popen(
-                [sys.executable, str(toy_path), "--distributed", "--num_processes=2",
-                 f"--process_id={process}", f"--coordinator=127.0.0.1:{port}",
-                 f"--distributed_timeout={TIMEOUT}", f"--out={tmp_path / out}{process}",
-                 *flags, *own],
-                env=environment | variables[process], cwd=tmp_path, text=True,
+                [sys.executable, str(toy_path), "--distributed", f"--distributed_timeout={TIMEOUT}",
+                 f"--out={tmp_path}/out{process}", *flags, *own,
+                 *([] if slurm else told_by_flags(process, port))],
+                env=environment | variables[process] | (told_by_slurm(process) if slurm else {}),
+                cwd=tmp_path, text=True,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )
-            for process, own in enumerate((of_first, of_second))
+            for process, own in enumerate(((), of_second))
         ]  # fmt: skip
         try:
             said = [process.communicate(timeout=BOUND)[1] for process in running]
@@ -63,6 +63,21 @@ def together(toy_path, tmp_path):
 
     run.paths = lambda out: records.Paths(tmp_path / out, "experiments", "toys", "fair_coin")
     return run
+
+
+def told_by_flags(process, port):
+    return ["--num_processes=2", f"--process_id={process}", f"--coordinator=127.0.0.1:{port}"]
+
+
+def told_by_slurm(process):
+    """What `srun` sets; the port comes from the number of the job."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
 
 
 def last_line(err):
@@ -115,8 +130,8 @@ def test_a_process_that_dies_ends_the_others_and_leaves_the_old_record(together,
     assert records.load_record(paths.record)["seed"] == 2
 
 
-def test_processes_that_would_compute_different_things_are_refused(together):
-    for status, err in together(of_second=["--num_tosses=3000"]):
+def test_processes_of_slurm_that_would_compute_different_things_are_refused(together):
+    for status, err in together(of_second=["--num_tosses=3000"], slurm=True):
         assert status == 2
         assert "configuration of process 0 (num_tosses=4000)" in last_line(err)
         assert "process 1 (num_tosses=3000)" in last_line(err)
