@@ -320,8 +320,8 @@ def _supervise(wanted: Hosts) -> int:
         joined = [int(number) for number in pipe.read().split()]
     if status >= 0:
         return status
-    if -status in passed_on:
-        return 128 - status
+    if passed_on:  # that ended it, or made it leave the others, for which JAX aborts it
+        return 128 + passed_on[-1]
     message, code = _last_line(wanted, -status, joined, "".join(withheld))
     print(f"error: --distributed: {message}", file=sys.stderr, flush=True)
     return code
@@ -352,7 +352,8 @@ def _last_line(wanted: Hosts, number: int, joined: list[int], words: str) -> tup
         verb = "processes {} of {} are gone" if len(gone) > 1 else "process {} of {} is gone"
         return f"{verb.format(named, count)}; {mend}", GONE
     if number == signal.SIGABRT and words:
-        lost = "is gone" if this else "was given up"
-        return f"process 0 of {count}, the coordinator, {lost}; {mend}", GONE
+        if this == 0:
+            return f"another of the {count} processes has ended too early; {mend}", GONE
+        return f"process 0 of {count}, the coordinator, is gone; {mend}", GONE
     died = f"process {this} of {count} died by {signal.Signals(number).name}"
     return f"{died}; {mend}", GONE

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamics import parallel
 from dynamics.measure import class_statistics, collapse
 from dynamics.theory import frames
 
@@ -260,3 +261,17 @@ def test_other_calls_that_cannot_be():
         class_statistics.merge(class_statistics.empty(4, 9), class_statistics.empty(4, 8))
     with pytest.raises(ValueError, match="no sample of class 0, 1, 2, 3"):
         collapse.from_statistics(class_statistics.empty(4, 9), kernel)
+
+
+def test_statistics_of_shares_on_several_devices_are_those_of_all(x64):
+    random = np.random.default_rng(3)
+    features, labels = random.normal(size=(11, 4)) + 100, np.arange(11) % 3
+    filled = np.append(labels, 3)  # a sample of no class fills the last of four shares
+    shares = np.append(features, features[:1], axis=0).reshape(4, 3, 4), filled.reshape(4, 3)
+    share = lambda data: class_statistics.class_statistics(*data, num_classes=3)
+    found = class_statistics.merge_all(parallel.ensemble(share, shares))
+    means = np.array([features[labels == label].mean(axis=0) for label in range(3)])
+    deviations = features - means[labels]
+    np.testing.assert_allclose(found.counts, [4, 4, 3])
+    np.testing.assert_allclose(found.means, means, rtol=1e-12)
+    np.testing.assert_allclose(found.scatter, deviations.T @ deviations, rtol=1e-10)
