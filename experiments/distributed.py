@@ -252,6 +252,7 @@ def _join(wanted: Hosts) -> None:
     global _session
     with contextlib.suppress(OSError, AttributeError):  # Linux: end with the parent
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.signal(signal.SIGUSR2, _hear)
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
@@ -284,6 +285,13 @@ def _join(wanted: Hosts) -> None:
         sys.stdout = open(os.devnull, "w")  # what there is to read, process 0 prints
 
 
+def _hear(number: int, frame: Any) -> None:
+    """Take SIGTERM as the parent passes it on, once with any that waits already."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def _leave(message: str) -> NoReturn:
     """End at once: the others are somewhere else in the run, and nothing is to be waited for."""
     print(f"error: --distributed: {' '.join(message.split())}", file=sys.stderr, flush=True)
@@ -292,6 +300,9 @@ def _leave(message: str) -> NoReturn:
 
 def _supervise(wanted: Hosts) -> int:
     reading, writing = os.pipe()
+    # Blocked in the child for good: a scheduler sends SIGTERM to every process of a job, and with
+    # what is passed on the child would hear it twice.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         env={**os.environ, _PIPE: str(writing)},
@@ -306,9 +317,10 @@ def _supervise(wanted: Hosts) -> int:
 
     def pass_on(number, frame):
         passed_on.append(number)
-        child.send_signal(number)
+        child.send_signal(signal.SIGUSR2 if number == signal.SIGTERM else number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     withheld = []
     relay = threading.Thread(target=_relay, args=(child.stderr, withheld), daemon=True)
     relay.start()
