@@ -270,7 +270,7 @@ def power_law_test(learned: Array, alpha: float, beta: float, relative_noise: fl
         [1.3333334 1.       ]
     """
     _check_exponents(alpha, beta)
-    arguments.not_negative(learned=learned, relative_noise=relative_noise)
+    arguments.numbers(learned=learned, relative_noise=relative_noise)
     above = (learned ** (1 - beta) + alpha * relative_noise) / (1 + alpha * relative_noise)
     return above / (alpha - learned * (alpha - 1))
 

@@ -164,7 +164,6 @@ def best_rates(
         [0.4]
     """
     arguments.shapes("M d", eigenvalues=eigenvalues)
-    arguments.not_negative(eigenvalues=eigenvalues)
     arguments.finite(eigenvalues=eigenvalues)
     arguments.counts(num_layers=num_layers)
     arguments.positive(variance=variance)
@@ -215,7 +214,7 @@ def newton_inverse(
         >>> print(newton_inverse(np.array([0.5]), 2, 1.0))  # (1 - 0.5^4) / 0.5
         [1.875]
     """
-    arguments.positive(eigenvalues=eigenvalues)
+    arguments.numbers(eigenvalues=eigenvalues)
     arguments.numbers(num_iterations=num_iterations, start_scale=start_scale)
     arguments.choices(("identity", "gram"), start=start)
     done = start_scale * (eigenvalues if start == "identity" else eigenvalues**2)

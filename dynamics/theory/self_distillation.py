@@ -49,7 +49,6 @@ def gains(
         [0.5        0.375      0.33333334]
     """
     arguments.shapes("N", eigenvalues=eigenvalues)
-    arguments.not_negative(eigenvalues=eigenvalues)
     steps = _checked(ridge, label_weight, steps)
     share = eigenvalues / (eigenvalues + ridge)  # a
     factor = (1 - label_weight) * share  # b

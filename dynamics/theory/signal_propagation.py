@@ -259,7 +259,6 @@ def backward_correlations(derivative: Array) -> Array:
         [0.125 0.25  1.   ]
     """
     arguments.shapes("L ...", derivative=derivative)
-    arguments.not_negative(derivative=derivative)
     logarithm = jnp.log(derivative[:-1])
     below = jnp.cumsum(logarithm[::-1], axis=0)[::-1]
     return jnp.concatenate([below, jnp.zeros_like(derivative[:1])])
