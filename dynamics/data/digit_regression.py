@@ -42,7 +42,7 @@ def squared_error_on_digits(
         message = f"num_images={num_images}: give 1 to 1796"
         raise ValueError(message)
     data = real.digits(num_images)
-    images = jnp.asarray(data.train_images.reshape(num_images, -1))
+    images = jnp.asarray(data.train_images.reshape(num_images, -1), float)  # as precise as the run
     inputs = images - images.mean(axis=0)
     inputs = inputs / images.std() if unit_variance else inputs
     targets = jax.nn.one_hot(data.train_labels, 10)

@@ -66,7 +66,12 @@ class ConvNet(nn.Module):
                 name=f"layer_{index}",
             )(x)
             if self.batch_norm:
-                x = nn.BatchNorm(use_running_average=not train, name=f"norm_{index}")(x)
+                norm = nn.BatchNorm(
+                    use_running_average=not train,
+                    param_dtype=layers.parameter_dtype(x),
+                    name=f"norm_{index}",
+                )
+                x = norm(x)
             x = self.activation(x)
             if self.pool and index < len(self.channels) - 1:
                 x = nn.avg_pool(x, (2, 2), (2, 2))

@@ -16,6 +16,19 @@ from dynamics.models import parameterisations
 PADDINGS = ("SAME", "VALID")
 
 
+def parameter_dtype(x: Array) -> Any:
+    """Return the type of a norm's or a table's parameters beside `x`: float32, or wider if it is.
+
+    Flax gives them float32 always, which in a double precision run would be the one single
+    precision number in a network.
+
+    Example:
+        >>> print(parameter_dtype(jnp.ones(2, jnp.bfloat16)).__name__)
+        float32
+    """
+    return jnp.promote_types(x.dtype, jnp.float32).type
+
+
 class Dense(nn.Module):
     """A linear map of the last axis: multiplier * (x W) + bias_std * b.
 

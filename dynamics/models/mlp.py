@@ -58,7 +58,12 @@ class MLP(nn.Module):
         for index in range(len(self.widths) - 1):
             x = self._layer(index, x)
             if self.batch_norm:
-                x = nn.BatchNorm(use_running_average=not train, name=f"norm_{index}")(x)
+                norm = nn.BatchNorm(
+                    use_running_average=not train,
+                    param_dtype=layers.parameter_dtype(x),
+                    name=f"norm_{index}",
+                )
+                x = norm(x)
             x = self.activation(x)
         return x
 

@@ -27,7 +27,12 @@ class ResidualBlock(nn.Module):
         """Return (N, H / stride, W / stride, channels)."""
         arguments.counts(channels=self.channels, stride=self.stride)
         arguments.shapes("N H W C", x=x)
-        norm: Any = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+        norm: Any = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            param_dtype=layers.parameter_dtype(x),
+        )
         conv: Any = partial(layers.Conv, use_bias=False, weight_std=2**0.5)
         strides = (self.stride, self.stride)
         out = nn.relu(norm()(conv(self.channels, strides=strides)(x)))
@@ -74,7 +79,10 @@ class ResNet(nn.Module):
         arguments.sizes(stage_sizes=self.stage_sizes)
         arguments.shapes("N H W C", x=x)
         x = layers.Conv(self.width, role="input", use_bias=False, weight_std=2**0.5)(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        norm = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, param_dtype=layers.parameter_dtype(x)
+        )
+        x = nn.relu(norm(x))
         for stage, size in enumerate(self.stage_sizes):
             for block in range(size):
                 stride = 2 if stage and not block else 1

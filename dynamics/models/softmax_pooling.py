@@ -1,5 +1,6 @@
 """The smallest attention model: one learned query pools the tokens, and an MLP follows."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,9 @@ class SoftmaxPooling(nn.Module):
         self.positions = self.param("positions", normal, (self.num_tokens, width))
         self.query = self.param("query", _uniform(width), (width,))
         self.value = self.param("value", _uniform(width), (width, width))
-        self.hidden = nn.Dense(
-            self.mlp_width, kernel_init=_uniform(width), bias_init=_uniform(width)
-        )
-        self.output = nn.Dense(
+        dense = functools.partial(nn.Dense, param_dtype=jnp.result_type(float))
+        self.hidden = dense(self.mlp_width, kernel_init=_uniform(width), bias_init=_uniform(width))
+        self.output = dense(
             width, kernel_init=_uniform(self.mlp_width), bias_init=_uniform(self.mlp_width)
         )
 
@@ -97,7 +97,7 @@ def _normalise(x: Array) -> Array:
 
 
 def _uniform(fan_in: int) -> Callable[..., Array]:
-    def draw(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    def draw(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
         return jax.random.uniform(key, shape, dtype, minval=-1, maxval=1) / fan_in**0.5
 
     return draw

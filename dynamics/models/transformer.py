@@ -133,14 +133,23 @@ class Transformer(nn.Module):
             h = self._dense(self.width, "input", "embed")(x)
         else:
             table = nn.initializers.normal(1.0)
-            h = nn.Embed(self.vocabulary, self.width, embedding_init=table, name="embed")(x)
+            embed = nn.Embed(
+                self.vocabulary,
+                self.width,
+                embedding_init=table,
+                param_dtype=jnp.result_type(float),
+                name="embed",
+            )
+            h = embed(x)
         positions = self.param(
             "positions", nn.initializers.normal(1.0), (self.max_tokens, self.width), h.dtype
         )
         return h + positions[: x.shape[1]]
 
     def _normalise(self, h: Array, name: str) -> Array:
-        return nn.LayerNorm(name=name)(h) if self.layer_norm else h
+        if not self.layer_norm:
+            return h
+        return nn.LayerNorm(param_dtype=layers.parameter_dtype(h), name=name)(h)
 
     def _mlp(self, h: Array, index: int) -> Array:
         hidden = self._dense(self.mlp_width or 4 * self.width, "hidden", f"mlp_in_{index}")(h)

@@ -38,7 +38,11 @@ def initial_state(variables: Any, optimiser: optax.GradientTransformation) -> Ba
     params = variables["params"]
     arguments.params(variables=params)
     start = optimiser.init(params)
-    return BatchNormState(params, variables.get("batch_stats", {}), start, jnp.zeros((), jnp.int32))
+    # Flax makes them float32; in a double precision run the first update would widen them.
+    wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    stats = variables.get("batch_stats", {})
+    stats = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, wide)), stats)
+    return BatchNormState(params, stats, start, jnp.zeros((), jnp.int32))
 
 
 def batch_norm_step(

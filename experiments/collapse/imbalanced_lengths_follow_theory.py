@@ -117,7 +117,8 @@ def run(config: Config) -> Result:
         for of_seed in sizes
     ])  # fmt: skip
     images = data.train_images.reshape(len(data.train_images), -1)
-    images, labels = jnp.asarray(images - images.mean(axis=0)), jnp.asarray(data.train_labels)
+    images = jnp.asarray(images - images.mean(axis=0), float)  # as precise as the run
+    labels = jnp.asarray(data.train_labels)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     times = np.unique(np.geomspace(10, config.num_steps, config.num_times).round().astype(int))
     parts = []

@@ -112,7 +112,8 @@ class Result(NamedTuple):
 def run(config: Config, checkpoints: long_runs.Checkpoints | None = None) -> Result:
     """Train every seed in every condition, one program an architecture."""
     data = real.cifar10(config.data_dir) if config.data_dir else real.digits(config.num_images)
-    images, labels = (jnp.asarray(a[: config.num_images]) for a in data[:2])
+    images = jnp.asarray(data.train_images[: config.num_images], float)  # as precise as the run
+    labels = jnp.asarray(data.train_labels[: config.num_images])
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     steps, parts = [], []
     for architecture, names in itertools.groupby(config.conditions, lambda c: c.split(": ")[0]):

@@ -95,7 +95,7 @@ def run(config: Config) -> Result:
     loss, initialise = make_problem(config)
     starts = parallel.ensemble(initialise, jax.random.split(init_key, config.num_seeds))
     probes = jax.random.split(probe_key, config.num_seeds)
-    settings = jnp.asarray(config.settings(), jnp.float32)
+    settings = jnp.asarray(config.settings(), float)
     times = np.arange(0, config.num_steps + 1, config.measure_every)
     each = lambda leaf: jnp.repeat(leaf, len(settings), axis=0)
     members = (jax.tree.map(each, starts), each(probes), jnp.tile(settings, (len(probes), 1)))

@@ -110,7 +110,8 @@ def make_problem(config: Config, times: np.ndarray) -> Problem:
     inputs = images[: num_train + config.num_test]
     inputs = inputs - inputs[:num_train].mean(axis=0)
     inputs = config.image_norm * inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
-    targets = 2 * labels[:num_train].astype(np.float32) - 1
+    inputs = inputs.astype(jnp.result_type(float))  # as precise as the run
+    targets = 2 * labels[:num_train].astype(inputs.dtype) - 1
 
     def limit(activation: str):
         """The training and test kernels of infinite width, compiled as one program."""
