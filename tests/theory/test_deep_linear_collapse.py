@@ -237,7 +237,7 @@ class TestRefusals:
         ("sizes", "changes", "match"),
         [
             ([1.0, 0.0], {}, "class_sizes"),
-            ([[1.0]], {}, "class_sizes: shape"),
+            ([[1.0]], {}, "class_sizes has shape"),
             ([1.0], dict(weight_decay=0.0), "weight_decay=0.0"),
             ([1.0], dict(weight_decay=-1.0), "weight_decay=-1.0"),
             ([1.0], dict(feature_decay=0.0), "feature_decay=0.0"),

@@ -177,9 +177,9 @@ class TestRefusals:
             (lambda: theory.strength(1.0, 0.1, num_classes=1), r"num_classes=1: give at least 2"),
             (lambda: theory.cross_entropy_logits(jnp.ones(3) / 3, -1.0), r"strength=-1.0: give"),
             (lambda: theory.cross_entropy_logits(jnp.ones(1), 1.0), r"targets: shape \(1,\)"),
-            (lambda: theory.features(jnp.ones((3, 2)), jnp.ones(4)), r"for 3 classes; give"),
+            (lambda: theory.features(jnp.ones((3, 2)), jnp.ones(4)), r"as in classifier"),
             (lambda: theory.joint_strength(jnp.eye(3), 0.0, 0.1), r"classifier_decay=0.0"),
-            (lambda: theory.joint_strength(jnp.ones(3), 0.1, 0.1), r"targets: shape \(3,\)"),
+            (lambda: theory.joint_strength(jnp.ones(3), 0.1, 0.1), r"targets has shape \(3,\)"),
         ],
     )
     def test_names_argument_value_and_mend(self, call, message):

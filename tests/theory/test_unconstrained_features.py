@@ -259,7 +259,7 @@ class TestRefusals:
             ),
             (
                 lambda: theory.optimal_classifier(jnp.ones((3, 2)), jnp.ones((4, 2)), 0.1),
-                r"features \(3, 2\), targets \(4, 2\)",
+                r"targets has shape \(4, 2\).* as in features",
             ),
         ],
     )
