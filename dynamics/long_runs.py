@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dynamics import parallel
+from dynamics import arguments, parallel
 from dynamics.training import checkpoint, trajectory
 
 
@@ -74,9 +74,14 @@ def record_ensemble(
         [[ 1  2 16]
          [ 3  6 48]]
     """
-    if chunk_size < 0:
-        message = f"chunk_size={chunk_size}: give a number of times, or 0 for no chunks"
+    arguments.functions(train=train)
+    arguments.pytrees(members=members)
+    shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(members)]
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+        message = f"members: leaves of shapes {shapes}; give all the same axis of members first"
         raise ValueError(message)
+    arguments.integers(0, chunk_size=chunk_size)
+    arguments.records(str, name=name, fingerprint=fingerprint)
     times = trajectory.checked_times(times)
 
     def whole(member: Any, times: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dynamics import placement
+from dynamics import arguments, placement
 from dynamics.data_parallel import data_parallel, samples_kept
 
 __all__ = ["choose_batching", "data_parallel", "ensemble", "largest_product"]
@@ -66,13 +66,10 @@ def ensemble(
         >>> print(ensemble(lambda member: member**2, jnp.arange(3)))
         [0 1 4]
     """
-    if not callable(fn):
-        message = f"fn={fn!r}: give a function of one member"
-        raise TypeError(message)
-    for name, value, known in (("engine", engine, ENGINES), ("batching", batching, BATCHINGS)):
-        if value not in known:
-            message = f"{name}={value!r}: choose one of {', '.join(known)}"
-            raise ValueError(message)
+    arguments.functions(fn=fn)
+    arguments.choices(ENGINES, engine=engine)
+    arguments.choices(BATCHINGS, batching=batching)
+    arguments.pytrees(keys=keys, shared=shared)
     num_members = _num_members(keys)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(keys))
     remainder = () if shared is None else (shared,)
@@ -122,14 +119,17 @@ def kernel_blocks(
         [[5. 6.]
          [6. 9.]]
     """
+    arguments.functions(kernel=kernel)
+    arguments.counts(num_blocks=num_blocks)
+    arguments.numbers(x1=x1, **({} if x2 is None else {"x2": x2}))
     x1 = jnp.asarray(x1)
-    if num_blocks < 1:
-        message = f"num_blocks={num_blocks}: give at least 1"
-        raise ValueError(message)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (jnp.ndim(x) == 0 or len(x) == 0):
             message = f"{name}: shape {jnp.shape(x)}; give at least one sample, on axis 0"
             raise ValueError(message)
+    if x2 is not None and jnp.shape(x2)[1:] != x1.shape[1:]:
+        message = f"x1, x2: samples of shapes {x1.shape[1:]}, {jnp.shape(x2)[1:]}; give one shape"
+        raise ValueError(message)
     num_samples, num_blocks = len(x1), min(num_blocks, len(x1))
     size = -(-num_samples // num_blocks)
     rows = np.minimum(np.arange(num_blocks * size), num_samples - 1).reshape(num_blocks, size)
@@ -181,6 +181,12 @@ def choose_batching(fn: Callable[[Any], Any], member: Any, platform: str) -> str
         member: Its argument, arrays or shapes and types.
         platform: "cpu", "gpu" or "tpu".
     """
+    arguments.functions(fn=fn)
+    arguments.records(str, platform=platform)
+    if not all(hasattr(jnp.asarray(0) if isinstance(leaf, int | float) else leaf, "dtype")
+               for leaf in jax.tree.leaves(member)):  # fmt: skip
+        message = f"member={member!r}: give arrays, or their shapes and types"
+        raise TypeError(message)
     if platform != "cpu":
         return "vmap"
     jaxpr = jax.make_jaxpr(fn)(member)
@@ -195,6 +201,7 @@ def largest_product(jaxpr: Any) -> float:
         >>> largest_product(jax.make_jaxpr(lambda x: jnp.tanh(x @ x))(square).jaxpr)
         128.0
     """
+    arguments.records(jax_core.Jaxpr, jaxpr=jaxpr)
     largest = 0.0
     for equation in jaxpr.eqns:
         largest = max(largest, _operations(equation))

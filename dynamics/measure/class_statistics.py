@@ -92,6 +92,7 @@ def merge_all(parts: ClassStatistics) -> ClassStatistics:
     shares of the samples gives `parts`. To fill the last share give labels of num_classes: inside
     the ensemble such samples are left out.
     """
+    arguments.records(ClassStatistics, parts=parts)
     one = lambda index: jax.tree.map(lambda leaf: leaf[index], parts)
     rest = jax.tree.map(lambda leaf: leaf[1:], parts)
     return jax.lax.scan(lambda total, part: (merge(total, part), None), one(0), rest)[0]

@@ -26,6 +26,7 @@ def parameter_dtype(x: Array) -> Any:
         >>> print(parameter_dtype(jnp.ones(2, jnp.bfloat16)).__name__)
         float32
     """
+    arguments.floating(x=x)
     return jnp.promote_types(x.dtype, jnp.float32).type
 
 

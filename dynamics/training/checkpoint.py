@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 
+from dynamics import arguments
 from dynamics.training import agreement, trajectory
 
 KEPT_STATES = 2  # the newest, and the one before in case the newest is torn
@@ -73,6 +74,14 @@ def record_in_chunks(
             process; `chunk_size` is not positive; `times` is wrong.
         Interrupted: `stop` returned True.
     """
+    arguments.functions(step=step, measure=measure)
+    arguments.functions(
+        **{k: f for k, f in (("stop", stop), ("observe", observe)) if f is not None}
+    )
+    arguments.pytrees(state=state, memory=memory)
+    arguments.records((str, os.PathLike), directory=directory)
+    arguments.records(str, fingerprint=fingerprint)
+    arguments.counts(chunk_size=chunk_size)
 
     def advance(carry: Any, since: Any) -> tuple[Any, Any]:
         found = trajectory.record_with_state(step, carry[0], measure, times=since, memory=carry[1])
@@ -125,9 +134,6 @@ def advance_in_chunks(
         ValueError: As `record_in_chunks`.
         Interrupted: `stop` returned True.
     """
-    if chunk_size < 1:
-        message = f"chunk_size={chunk_size}: give a positive number of times"
-        raise ValueError(message)
     times = np.asarray(trajectory.checked_times(times))
     carry = jax.tree.map(settled, carry)
     chunks = [times[begin : begin + chunk_size] for begin in range(0, len(times), chunk_size)]

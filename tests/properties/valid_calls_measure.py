@@ -120,6 +120,9 @@ CALLS = {
     batching.checked_matvec: lambda: dict(product=double, params=PARAMS),
     class_statistics.empty: lambda: dict(num_classes=2, num_features=2, dtype="float32"),
     class_statistics.class_statistics: lambda: CLASSES,
+    class_statistics.merge_all: lambda: dict(
+        parts=jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), _classes())
+    ),
     class_statistics.merge: lambda: dict(first=_classes(), second=_classes()),
     class_statistics.update: lambda: dict(statistics=_classes(), features=FEATURES, labels=LABELS),
     class_statistics.class_means: lambda: CLASSES,

@@ -150,6 +150,7 @@ CALLS = {
     layers.convolve: lambda: dict(
         x=IMAGES, kernel=jnp.ones((3, 3, 1, 2)), strides=(1, 1), padding="SAME", by_patches=None
     ),
+    layers.parameter_dtype: lambda: dict(x=jnp.ones((3, 2))),
     layers.role_of: lambda: dict(index=1, num_layers=3),
     layers.scalings: lambda: dict(
         params={"layer_0": {"kernel": jnp.ones((3, 2))}}, parameterisation="mup"
