@@ -101,7 +101,7 @@ def hessian(state: State, teacher: Any, outlier_variance: float) -> np.ndarray:
         [ 4. 40.  1.]
     """
     arguments.records(State, state=state)
-    arguments.shapes("... d, d", state=state.signal, teacher=teacher)
+    arguments.shapes("... d, ... d", state=state.signal, teacher=teacher)
     arguments.scalars(outlier_variance=outlier_variance)
     c, b, outlier = (np.asarray(a, np.float64) for a in state)
     beta = np.asarray(teacher, np.float64)
