@@ -34,10 +34,11 @@ sweep: install  ## delay of grokking against weight decay and data, 8 seeds a ce
 	  --train_fractions=0.35,0.4,0.45,0.5,0.55,0.6,0.7 --weight_decays=0,0.25,0.5,1,1.5,2,3,4 \
 	  --num_seeds=8 --num_steps=2500
 
-# Two at a time: closed forms and the examples of docstrings run beside all the rest.
+# Two at a time: closed forms and the examples of docstrings run beside all the rest, and give way
+# to it and to the smoke runs that it waits for in the end.
 test: install  ## units, laws, and the smoke run of every claim
 	@mkdir -p build
-	@$(RUN) -m pytest dynamics tests/theory > build/theory-tests.log 2>&1 & theory=$$!; \
+	@nice -n 10 $(RUN) -m pytest dynamics tests/theory > build/theory-tests.log 2>&1 & theory=$$!; \
 	$(RUN) -m pytest tests --ignore=tests/theory; status=$$?; \
 	wait $$theory || { status=1; cat build/theory-tests.log; }; \
 	tail -n 1 build/theory-tests.log; exit $$status
