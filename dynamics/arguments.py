@@ -228,12 +228,13 @@ def pytrees(**given: Any) -> None:
     """
     for name, tree in given.items():
         for path, leaf in leaf_names.named_leaves(tree):
-            if not jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
-                _numeric(f"{name}: {path}", leaf)
+            _numbers_or_keys(f"{name}: {path}", leaf)
 
 
 def samples(**given: Any) -> int:
     """Return the common length of the arrays in one pytree; refuse one without, or an empty axis.
+
+    The arrays are of numbers or keys.
 
     Example:
         >>> samples(data=(np.ones((3, 2)), np.ones(3)))
@@ -241,7 +242,7 @@ def samples(**given: Any) -> int:
     """
     for name, tree in given.items():
         paths = leaf_names.named_leaves(tree)
-        found = [_numeric(f"{name}: {path}", leaf)[0] for path, leaf in paths]
+        found = [_numbers_or_keys(f"{name}: {path}", leaf) for path, leaf in paths]
         lengths = {shape[0] if shape else 0 for shape in found}
         if len(lengths) != 1 or 0 in lengths:
             message = (
@@ -359,6 +360,13 @@ def _numeric(name: str, value: Any) -> tuple[tuple[int, ...], Any]:
     if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
         raise _refusal(TypeError, name, value, "a number or an array of numbers")
     return shape, dtype
+
+
+def _numbers_or_keys(name: str, value: Any) -> tuple[int, ...]:
+    """Return the shape of what must be numbers or keys."""
+    if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
+        return tuple(value.shape)
+    return _numeric(name, value)[0]
 
 
 def _each(holds: Any, mend: str, given: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dynamics import placement
+from dynamics import arguments, placement
 
 ENGINES = ("jit", "pmap", "shard_map")
 AXIS = "sample"
@@ -72,7 +72,7 @@ def data_parallel(
     shared, inside, alone = *_programs(fn, engine, chosen), jax.jit(fn)
 
     def mean(state: Any, data: Any) -> Any:
-        num_samples = _num_samples(data)
+        num_samples = arguments.samples(data=data)
         even = num_samples - num_samples % len(chosen)
         if _traced((state, data)):
             if not even or len(chosen) == 1 or _devices_are_taken():
@@ -163,16 +163,6 @@ def _varying(leaf: Any) -> Any:
 def _devices_are_taken() -> bool:
     """Whether an ensemble, or a shard_map or pmap of the caller's, surrounds."""
     return _kept.get() or AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
-
-
-def _num_samples(data: Any) -> int:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
-    if len(lengths) != 1 or 0 in lengths:
-        message = f"data: leaves of shapes {shapes}; give every leaf the same samples, on axis 0"
-        raise ValueError(message)
-    (length,) = lengths
-    return int(length)
 
 
 def _traced(tree: Any) -> bool:

@@ -75,11 +75,7 @@ def record_ensemble(
          [ 3  6 48]]
     """
     arguments.functions(train=train)
-    arguments.pytrees(members=members)
-    shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(members)]
-    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
-        message = f"members: leaves of shapes {shapes}; give all the same axis of members first"
-        raise ValueError(message)
+    arguments.samples(members=members)
     arguments.integers(0, chunk_size=chunk_size)
     arguments.records(str, name=name, fingerprint=fingerprint)
     times = trajectory.checked_times(times)

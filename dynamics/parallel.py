@@ -183,10 +183,7 @@ def choose_batching(fn: Callable[[Any], Any], member: Any, platform: str) -> str
     """
     arguments.functions(fn=fn)
     arguments.records(str, platform=platform)
-    if not all(hasattr(jnp.asarray(0) if isinstance(leaf, int | float) else leaf, "dtype")
-               for leaf in jax.tree.leaves(member)):  # fmt: skip
-        message = f"member={member!r}: give arrays, or their shapes and types"
-        raise TypeError(message)
+    arguments.pytrees(member=member)
     if platform != "cpu":
         return "vmap"
     jaxpr = jax.make_jaxpr(fn)(member)

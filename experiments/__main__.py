@@ -81,8 +81,9 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     entries = catalogue.find(arguments.patterns)
     inner = [sweeps.settings_of(cell, settings) for cell in cells]
     for entry in entries:  # a wrong field or value is refused before anything runs
+        experiment = catalogue.load(entry)
         for cell in inner:
-            catalogue.load(entry).configure(cell.preset, cell.overrides)
+            experiment.configure(cell.preset, cell.overrides)
     execution.prepare_jax()
     for entry in entries:
         programs, parts = sweeps.compute_together(entry, inner)
@@ -91,7 +92,7 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     tasks = [engines.Task(e, cell, cell.out.name) for e in entries for cell in inner]
     outcomes = _perform(arguments, tasks)
     console.print_outcomes(outcomes)
-    out = settings.out or Path("results/sweep")
+    out = settings.out or sweeps.FOLDER
     for entry in entries:
         folders = [cell.folder() for cell in inner]
         print(*sweep_summary.summarise(entry, axes, cells, folders, out), sep="\n")

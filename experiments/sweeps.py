@@ -24,6 +24,7 @@ from experiments import (
     runner,
 )
 
+FOLDER = Path("results/sweep")  # where no other is given
 Cell = Mapping[str, str]  # Config field: its value, as a flag would give it
 MOST_MEMBERS = 64  # configurations in one call of a shared program: memory stays bounded
 
@@ -68,7 +69,7 @@ def _seeds(text: str) -> list[int]:
 def settings_of(cell: Cell, settings: runner.Settings) -> runner.Settings:
     """Return the settings of one cell: its overrides, in a folder of its own."""
     name = ",".join(f"{field}={value}" for field, value in cell.items())
-    out = (settings.out or Path("results/sweep")) / name.replace("/", "_")
+    out = (settings.out or FOLDER) / name.replace("/", "_")
     overrides = {**settings.overrides, **cell}
     # What the same code has finished from the same configuration is taken as it is.
     return dataclasses.replace(settings, overrides=overrides, out=out, resume=True)

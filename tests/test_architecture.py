@@ -25,7 +25,7 @@ ARROWS = {
     "leaf_names": {"aliases"},
     "arguments": {"leaf_names"},
     "parallel": {"aliases", "arguments", "data_parallel", "placement"},
-    "data_parallel": {"aliases", "placement"},
+    "data_parallel": {"aliases", "arguments", "placement"},
     "placement": {"aliases"},
     "long_runs": {"aliases", "arguments", "parallel", "training"},
     "theory": {"aliases", "arguments"},

@@ -106,7 +106,7 @@ def hessian(state: State, teacher: Any, outlier_variance: float) -> np.ndarray:
     c, b, outlier = (np.asarray(a, np.float64) for a in state)
     beta = np.asarray(teacher, np.float64)
     dim = beta.shape[-1]
-    if b.shape[-1] != dim:
+    if beta.shape not in ((b.shape[-1],), b.shape):  # one teacher, or one for each state
         message = f"teacher: shape {beta.shape}; the signal's weights are {b.shape}"
         raise ValueError(message)
     found = np.zeros((*c.shape, dim + 2, dim + 2))
