@@ -138,7 +138,9 @@ def _summary(values, spread: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
         return middle, lower, upper
     if spread == "range":
-        return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+        # Rounding can carry the mean of equal values past them; bars have no negative length.
+        lower, upper = values.min(axis=0), values.max(axis=0)
+        return np.clip(values.mean(axis=0), lower, upper), lower, upper
     if len(values) == 1:
         return values[0], values[0], values[0]
     interval = statistics.mean_interval(values)

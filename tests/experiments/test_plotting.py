@@ -66,6 +66,17 @@ def test_a_band_is_the_mean_and_its_t_interval():
     assert np.isclose(drawn[:, 1].max(), high.max())
 
 
+@pytest.mark.parametrize("spread", ["interval", "range", "log", "quartiles"])
+def test_seeds_that_agree_to_the_bit_are_points_without_a_bar(spread):
+    """The mean of three times 0.1 is an ulp above 0.1."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plotting.points(axes, [0], np.full((3, 1), 0.1), spread=spread)
+    (bar,) = axes.collections[0].get_segments()
+    np.testing.assert_allclose(bar[:, 1], 0.1, rtol=1e-15)
+
+
 def test_the_style_does_not_leak():
     before = dict(matplotlib.rcParams)
     plotting.render_png(draw)
