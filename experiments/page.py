@@ -166,41 +166,6 @@ def bar(check: Mapping[str, Any]) -> Bar:
     )
 
 
-def is_sound(record: Mapping[str, Any]) -> bool:
-    """Return whether what the page reads of a record is of the kinds that the schema says."""
-    kinds = {"checks": list, "config": dict, "seconds": dict, "versions": dict, "doctor": dict}
-    if not all(isinstance(record[key], kind) for key, kind in kinds.items()):
-        return False
-    if record["verdict"] not in ("holds", "fails", "void"):
-        return False
-    times = [record["seconds"].get(key) for key in ("compile", "run", "total")]
-    numbers = [*times, record["peak_memory_mb"]]
-    return all(map(_is_number, numbers)) and all(map(_is_sound_check, record["checks"]))
-
-
-def _is_sound_check(check: Any) -> bool:
-    if not isinstance(check, dict) or check.get("role") not in _ROLES:
-        return False
-    keys = ("measured", "lower", "upper")
-    interval = check.get("interval")
-    ends = [] if interval is None else interval
-    return (
-        all(isinstance(check.get(key), str) for key in ("name", "why"))
-        and isinstance(check.get("passed"), bool)
-        and isinstance(ends, list)
-        and len(ends) in (0, 2)
-        and all(key in check for key in keys)
-        and all(v is None or _is_number(v) for v in [*(check[key] for key in keys), *ends])
-        and not check["lower"] is check["upper"] is None
-    )
-
-
-def _is_number(value: Any) -> bool:
-    """NaN and infinity are read from JSON by Python, though no record holds them."""
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and math.isfinite(value)
-
-
 def _row(check: Mapping[str, Any]) -> dict[str, Any]:
     digits = _digits(check)
     lower, upper = (check[k] if check[k] is None else number(check[k], digits) for k in _BOUNDS)

@@ -25,6 +25,13 @@ KEYS = (
     "peak_memory_mb platform device_count precision matmul_precision versions commit "
     "arrays_sha256 doctor"
 ).split()
+_KINDS = {
+    **dict.fromkeys("slug tree theme title verdict preset arrays_sha256".split(), str),
+    **dict.fromkeys("seed num_seeds".split(), int),
+    **dict.fromkeys("checks paper_ids".split(), list),
+    **dict.fromkeys("config seconds versions doctor".split(), dict),
+}
+_SECONDS = ("compile", "run", "total")
 _PROVENANCE = "provenance"
 
 
@@ -200,7 +207,8 @@ def load_record(path: Path) -> dict[str, Any]:
     """Return a record.
 
     Raises:
-        CallError: no such file, not JSON, or of another schema.
+        CallError: no such file, not JSON, of another schema, or damaged: a verdict must follow
+            from the checks, and whether a check has passed from its numbers.
     """
     mend = "run the claim again"
     try:
@@ -208,7 +216,7 @@ def load_record(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         message = f"--out: there is no record at {path}; {mend}"
         raise CallError(message) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested without end
         message = f"--out: {path} cannot be read as a record ({type(error).__name__}); {mend}"
         raise CallError(message) from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
@@ -217,12 +225,67 @@ def load_record(path: Path) -> dict[str, Any]:
     if missing := sorted(set(KEYS) - set(record)):
         message = f"--out: {path} lacks {', '.join(missing)}; {mend}"
         raise CallError(message)
+    try:
+        _require_sound(record)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"--out: {path} is damaged ({type(error).__name__}: {error}); {mend}"
+        raise CallError(message) from error
     return record
 
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON gives it back: tuples become lists."""
     return json.loads(json.dumps(value))
+
+
+def _require_sound(record: Mapping[str, Any]) -> None:
+    """Raise a KeyError, TypeError or ValueError where the values cannot be what a run has left."""
+    for key, kind in _KINDS.items():
+        if not isinstance(record[key], kind):
+            message = f"{key} is {type(record[key]).__name__}, not {kind.__name__}"
+            raise TypeError(message)
+    for value in (*(record["seconds"][k] for k in _SECONDS), record["peak_memory_mb"]):
+        _number(value)
+    found = [_decoded(check) for check in record["checks"]]
+    if not found or checks.verdict(found) != record["verdict"]:
+        message = f"verdict {record['verdict']!r} does not follow from the checks"
+        raise ValueError(message)
+
+
+def _decoded(encoded: Any) -> checks.Check:
+    """Return the check that `encode_check` has made this of."""
+    interval = encoded["interval"]
+    if interval is not None:
+        low, high = interval
+        interval = _number(low, math.nan), _number(high, math.nan)
+    name, why = encoded["name"], encoded["why"]
+    if not (isinstance(name, str) and isinstance(why, str)):
+        message = f"a check called {name!r}, for the reason {why!r}"
+        raise TypeError(message)
+    check = checks.Check(
+        name=name,
+        role=encoded["role"],
+        measured=_number(encoded["measured"], math.nan),
+        lower=_number(encoded["lower"], -math.inf),
+        upper=_number(encoded["upper"], math.inf),
+        interval=interval,
+        why=why,
+    )
+    if encoded["passed"] is not check.passed:
+        message = f"check {name!r} has not passed={encoded['passed']} by its numbers"
+        raise ValueError(message)
+    return check
+
+
+def _number(value: Any, missing: float | None = None) -> float:
+    """Return a number of a record; `missing`, where one may be missing, for null."""
+    if value is None and missing is not None:
+        return missing
+    # NaN and infinity are read from JSON by Python, though no record holds them.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        message = f"{value!r} is not a finite number"
+        raise ValueError(message)
+    return value
 
 
 def _finite(value: float) -> float | None:

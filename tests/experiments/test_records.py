@@ -19,8 +19,21 @@ def paths(out):
     return records.Paths(out, "experiments", "toys", "coin")
 
 
+CHECKS = [
+    checks.between("mean", 0.5, 0.25, 0.75, interval=(0.375, 0.625), why="fair"),
+    checks.above("tosses", 100, 10, why="enough", role="precondition"),
+]
+
+
 def a_record(**changes):
-    return {**dict.fromkeys(records.KEYS), "schema": 1, "verdict": "holds", **changes}
+    values = {
+        **dict.fromkeys(records.KEYS, "a"),
+        **{"schema": 1, "verdict": "holds", "seed": 1, "num_seeds": 5, "peak_memory_mb": 90.5},
+        **{"checks": [records.encode_check(check) for check in CHECKS], "paper_ids": ["P0"]},
+        **{"seconds": {"compile": 1.5, "run": 2.5, "total": 4.0}, "config": {"seed": 1}},
+        **{"versions": {"python": "3.11"}, "doctor": {"failed": [], "mend": None}},
+    }
+    return {**values, **changes}
 
 
 def test_arrays_come_back_with_their_provenance(tmp_path):
@@ -115,6 +128,48 @@ def test_damaged_records_are_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(contract.CallError, match=message):
+        records.load_record(path)
+
+
+def test_no_damaged_byte_of_a_record_is_believed(tmp_path):
+    """A bit of each byte flipped: one line, or a verdict and checks that are as they were."""
+    path = tmp_path / "r.json"
+    records.save_record(path, a_record())
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytes([whole[place] ^ (1 << place % 7)])
+        path.write_bytes(whole[:place] + damaged + whole[place + 1 :])
+        try:
+            found = records.load_record(path)
+        except contract.CallError:
+            refused += 1
+        else:
+            assert found["verdict"] == "holds"
+            assert [check["passed"] for check in found["checks"]] == [True, True]
+    assert refused > len(whole) / 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": "fails"},
+        {"verdict": "void"},
+        {"verdict": ["holds"]},
+        {"checks": []},
+        {"checks": [None]},
+        {"checks": [{**records.encode_check(CHECKS[0]), "measured": 0.9}]},
+        {"checks": [{**records.encode_check(CHECKS[0]), "interval": [0.4]}]},
+        {"checks": [{**records.encode_check(CHECKS[0]), "lower": "0"}]},
+        {"seconds": {"total": 4.0}},
+        {"peak_memory_mb": None},
+        {"seed": "1"},
+    ],
+)
+def test_a_record_that_no_run_has_left_is_refused(tmp_path, changes):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(a_record(**changes)))
+    with pytest.raises(contract.CallError, match="damaged"):
         records.load_record(path)
 
 

@@ -179,8 +179,8 @@ def test_odd_numbers_are_drawn(entries, folder, numbers):
     record = json.loads((folder / f"{NAME}.json").read_text())
     measured, lower, upper = numbers
     odd = {"measured": measured, "lower": lower, "upper": upper, "interval": [None, 1.0]}
-    change(folder, checks=[{**record["checks"][1], **odd}])
-    assert verdict(entries, folder) == "holds"
+    change(folder, checks=[{**record["checks"][1], **odd, "passed": False}], verdict="fails")
+    assert verdict(entries, folder) == "fails"
     text = report.build(entries, folder).read_text(encoding="utf-8")
     assert not re.search(r'"-?(nan|inf)"', text)
 
