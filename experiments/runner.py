@@ -181,12 +181,18 @@ def _identity(entry, experiment, config, settings) -> dict[str, Any]:
 
 
 def finished(experiment, config, settings, paths) -> dict[str, Any] | None:
-    """Return the record in place if the same code made it from the same configuration."""
-    from experiments import provenance
+    """Return the record in place if the same code made it from the same configuration.
 
-    with contextlib.suppress(contract.CallError):
+    It is judged anew from the saved arrays, and taken if that comes to the same: a run that ended
+    between its arrays and its record leaves an older record, perhaps with other bounds, beside
+    arrays of the same bits.
+    """
+    from experiments import execution, judgement, provenance
+
+    with contextlib.suppress(contract.CallError, KeyError):  # the latter: of an older version
         record = records.load_record(paths.record)
-        _, origin = records.load_arrays(paths.arrays)
+        run = execution.load(experiment, paths.arrays)
+        origin = run.provenance
         same = (
             records.plain(dataclasses.asdict(config)) == origin["config"]
             and origin["preset"] == settings.preset
@@ -196,7 +202,9 @@ def finished(experiment, config, settings, paths) -> dict[str, Any] | None:
             and origin["arrays_sha256"] == record["arrays_sha256"]
             and paths.figure.exists()
         )
-        return record if same else None
+        if same:
+            found = [records.encode_check(check) for check in judgement.judge(experiment, run)]
+            return record if found == record["checks"] else None
     return None
 
 

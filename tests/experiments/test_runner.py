@@ -216,6 +216,26 @@ def test_a_killed_run_resumes_to_the_same_bits(toy_path, tmp_path):
     assert log.read_text().split() == ["0.5", "0.7"], "another configuration is"
 
 
+def test_a_run_that_ends_before_its_record_does_not_pass_for_an_older_one(call, toy, tmp_path):
+    """The checks have changed, the arrays have not: the record beside them is of other bounds."""
+    assert call()[0] == 0
+
+    def strict(config, result):
+        bounds = {"lower": -2.0, "upper": -1.0}
+        return [dataclasses.replace(made, **bounds) for made in toy.check(config, result)]
+
+    flags = ["fair_coin", f"--out={tmp_path / 'out'}", "--resume"]
+    assert runner.call(dataclasses.replace(toy, check=strict), flags) == 1
+
+
+def test_saved_arrays_of_an_older_version_are_made_again(call, paths):
+    call()
+    arrays, origin = records.load_arrays(paths.arrays)
+    records.save_arrays(paths.arrays, arrays, {"config": origin["config"]})
+    assert call("--resume")[0] == 0
+    assert "versions" in records.load_arrays(paths.arrays)[1]
+
+
 def test_a_torn_part_is_computed_again(call, paths, toy, monkeypatch):
     call()
     kept = records.load_record(paths.record)["arrays_sha256"]
