@@ -25,6 +25,7 @@ _PACKAGES = (
     "jax jaxlib flax optax numpy scipy matplotlib diffrax equinox matfree orbax-checkpoint "
     "neural-tangents scikit-learn"
 ).split()
+_AT_FIRST: dict[Path, str] = {}  # the digest of a tree's code when this process first asked for it
 
 
 def versions() -> dict[str, str]:
@@ -37,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(root: Path) -> str | None:
-    """Return the commit of the code, with "+changes" where it is not as committed."""
+    """Return the commit of the code, with "+changes" where what runs is not as committed."""
     with contextlib.suppress(OSError):
         return (root / SHIPPED_COMMIT).read_text(encoding="utf-8").strip() or None
     code = ["dynamics", "experiments", "theory_checks", "setup.cfg", "requirements.lock"]
@@ -50,14 +51,30 @@ def commit(root: Path) -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return None
-        changed = git("status", "--porcelain", "--", *code)
+        changed = git("status", "--porcelain", "--", *code) or _changed_meanwhile(root)
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def source_digest(root: Path) -> str:
-    """Return the SHA-256 of all code that can move a number: both trees and the library."""
+    """Return the SHA-256 of all code that can move a number: both trees and the library.
+
+    Where a file has changed since this process first asked, what runs is a mixture that no tree
+    holds, and so is its digest: nobody will find it again.
+    """
+    found = _digest_of_files(root)
+    if not _changed_meanwhile(root, found):
+        return found
+    return hashlib.sha256(f"{_AT_FIRST[root]} {found}".encode()).hexdigest()
+
+
+def _changed_meanwhile(root: Path, found: str | None = None) -> bool:
+    found = found or _digest_of_files(root)
+    return _AT_FIRST.setdefault(root, found) != found
+
+
+def _digest_of_files(root: Path) -> str:
     total = hashlib.sha256()
     for tree in ("dynamics", "experiments", "theory_checks"):
         for path in sorted((root / tree).rglob("*.py")):

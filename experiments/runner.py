@@ -12,6 +12,10 @@ from typing import Any
 from experiments import catalogue, contract, distributed, preemption, records
 from experiments.options import Settings, parse
 
+_KEPT = (
+    "The run is kept: mend check or plot, then call again with --stage=check and --stage=plot, or "
+    "with --resume where no code has changed."
+)
 _EXIT_STATUS = {"holds": 0, "fails": 1, "void": 1}
 
 
@@ -117,7 +121,9 @@ def _landed(experiment, entry, run, settings, paths, events):
         found = judgement.judge(experiment, run)
         image = _image(experiment, run)
     except Exception as error:
-        error.add_note("The run is kept: mend check or plot, and call again with --resume.")
+        with contextlib.suppress(contract.CallError):
+            execution.save(run, paths.arrays)
+        error.add_note(_KEPT)
         raise
     sha256 = execution.save(run, paths.arrays)
     records.write_atomically(paths.figure, image)
@@ -137,7 +143,7 @@ def _events(settings, paths):
 
 
 def _from_saved(experiment, entry, settings, paths):
-    from experiments import execution, judgement
+    from experiments import execution, judgement, provenance
 
     run = execution.load(experiment, paths.arrays)
     saved = run.parts[execution.MAIN].config
@@ -160,6 +166,8 @@ def _from_saved(experiment, entry, settings, paths):
         return None
     found = judgement.judge(experiment, run)
     record = judgement.record(entry, run, found, run.provenance["arrays_sha256"])
+    if run.provenance.get("source_sha256") != provenance.source_digest(catalogue.ROOT):
+        record["commit"] = f"{record['commit']}, judged by {provenance.commit(catalogue.ROOT)}"
     records.save_record(paths.record, record)
     return record
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import execution, records, runner
+from experiments import catalogue, execution, provenance, records, runner
 
 
 @pytest.fixture
@@ -234,6 +234,64 @@ def test_saved_arrays_of_an_older_version_are_made_again(call, paths):
     records.save_arrays(paths.arrays, arrays, {"config": origin["config"]})
     assert call("--resume")[0] == 0
     assert "versions" in records.load_arrays(paths.arrays)[1]
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """A file of code that is all that counts as such."""
+    path = tmp_path / "code" / "dynamics" / "flow.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("RATE = 1\n")
+    monkeypatch.setattr(catalogue, "ROOT", path.parents[1])
+    return path
+
+
+def test_code_that_changes_during_a_run_has_not_made_it(paths, toy, toy_path, code):
+    """The run began with the old code: neither with it nor with the new is it taken as finished."""
+    log = []
+
+    def edit(config):
+        log.append(code.read_text())
+        code.write_text("RATE = 2\n")
+        return toy.run(config)
+
+    edit.__annotations__ = toy.run.__annotations__
+
+    def perform(**how):
+        edited = dataclasses.replace(toy, run=edit)
+        return runner.perform(
+            edited, catalogue.read(toy_path), runner.Settings(out=paths.out, **how)
+        )
+
+    perform()
+    digest = records.load_arrays(paths.arrays)[1]["source_sha256"]
+    for text in ("RATE = 1\n", "RATE = 2\n"):
+        code.write_text(text)
+        assert digest != provenance._digest_of_files(catalogue.ROOT)
+    log.clear()
+    provenance._AT_FIRST.clear()  # as in a new process
+    perform(resume=True)
+    assert len(log) == 2, "the claim and its control"
+
+
+def test_a_defect_of_check_costs_no_run_and_the_record_says_who_judged(
+    toy, tmp_path, monkeypatch, code
+):
+    """The mend changes the code, so --resume would compute it all again; --stage=check does not."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("TOY_LOG", str(log))
+    monkeypatch.setattr(provenance, "commit", lambda root: code.read_text().strip())
+    flags = ["fair_coin", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(ZeroDivisionError) as raised:
+        runner.call(dataclasses.replace(toy, check=lambda config, result: 1 / 0), flags)
+    assert "--stage=check" in "".join(raised.value.__notes__)
+    code.write_text("RATE = 2\n")
+    assert runner.call(toy, [*flags, "--stage=check"]) == 0
+    assert log.read_text().split() == ["0.5", "0.7"], "nothing was computed again"
+    record = records.load_record(
+        records.Paths(tmp_path / "out", "experiments", "toys", "fair_coin").record
+    )
+    assert record["commit"] == "RATE = 1, judged by RATE = 2"
 
 
 def test_a_torn_part_is_computed_again(call, paths, toy, monkeypatch):
