@@ -21,16 +21,22 @@ def asked() -> bool:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Let SIGTERM ask, for the length of the context; a second one ends the process at once."""
+def listening(*, to_the_first_alone: bool = False) -> Iterator[None]:
+    """Let SIGTERM ask, for the length of the context; a second one ends the process at once.
+
+    With `to_the_first_alone` it does nothing: a scheduler sends SIGTERM to every process of a job,
+    so that one whose parent passes it on hears it twice.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may; whoever owns it listens
         return
     owner = os.getpid()
 
     def ask(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != owner:  # a fork that has not yet set its own
+        forked = os.getpid() != owner  # and has not yet set its own
+        deaf = to_the_first_alone and not forked
+        signal.signal(signal.SIGTERM, (lambda *_: None) if deaf else signal.SIG_DFL)
+        if forked:
             os.kill(os.getpid(), signal.SIGTERM)
         _ASKED.set()
         line = "asked to end: going on to the next checkpoint (again: end at once)\n"

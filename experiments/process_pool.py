@@ -3,6 +3,9 @@
 import collections
 import concurrent.futures
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -75,7 +78,7 @@ def in_processes(
 
 def _perform(task: engines.Task) -> engines.Outcome:
     """Run a claim in a process of the pool, which may be asked to end."""
-    with preemption.listening():
+    with preemption.listening(to_the_first_alone=True):
         return engines.perform(task)
 
 
@@ -85,4 +88,17 @@ def _started_here(others: set) -> set:
 
 def _pool() -> concurrent.futures.ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
+    return concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=context, initializer=_end_with_the_parent
+    )
+
+
+def _end_with_the_parent() -> None:
+    """Let this process end when its parent does, be it killed: it would hold the claim's lock."""
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -207,6 +207,42 @@ def test_a_pool_of_processes_is_preempted_too(tmp_path):
     assert (root / "log").read_text().split() == ["0.7"], "the control alone was left"
 
 
+POOL = """
+import os
+import signal
+import time
+
+from experiments import engines, preemption, process_pool
+
+
+def told_twice(task):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return preemption.asked()
+
+
+engines.perform = told_twice
+if __name__ == "__main__":
+    pool = process_pool._pool()
+    print(pool.submit(process_pool._perform, None).result(), flush=True)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60).result()
+"""
+
+
+def test_a_pool_hears_a_scheduler_once_and_ends_with_its_parent(tmp_path):
+    """Slurm tells every process, the parent passes it on; and kill -9 leaves nobody behind."""
+    path = tmp_path / "pool.py"
+    path.write_text(POOL)
+    environment = {**os.environ, "PYTHONPATH": str(catalogue.ROOT)}
+    with subprocess.Popen([sys.executable, path], env=environment, text=True, stdout=-1) as parent:
+        assert parent.stdout.readline() == "True\n"
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert child.exists()
+        parent.kill()
+    until(lambda: not child.exists(), 10)
+
+
 def until(condition, seconds=60.0):
     """Wait until `condition()`."""
     end = time.monotonic() + seconds
