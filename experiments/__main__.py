@@ -88,7 +88,7 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     for entry in entries:
         programs, parts = sweeps.compute_together(entry, inner)
         line = f"{entry.name}: {programs} programs for {parts} runs of equal shapes"
-        print(line, file=sys.stderr, flush=True)
+        console.say(line)
     tasks = [engines.Task(e, cell, cell.out.name) for e in entries for cell in inner]
     outcomes = _perform(arguments, tasks)
     console.print_outcomes(outcomes)
@@ -108,12 +108,12 @@ def _perform(arguments: argparse.Namespace, tasks: list) -> list:
         for outcome in engine(tasks):
             line = f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}"
             if outcome.verdict == "retried":
-                print(f"{line}: {outcome.remark}", file=sys.stderr, flush=True)
+                console.say(f"{line}: {outcome.remark}")
                 continue
             progress.advance(bar)
             outcomes.append(outcome)
             if distributed.is_first():
-                print(line, file=sys.stderr, flush=True)
+                console.say(line)
     return outcomes
 
 

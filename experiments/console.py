@@ -1,6 +1,7 @@
 """What a person sees in the terminal: progress, tables, one line for a wrong call."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +27,20 @@ def errors_in_one_line() -> Iterator[SimpleNamespace]:
     try:
         yield status
     except contract.CallError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        say("error: " + " ".join(str(error).split()))
         status.code = 2
     except preemption.Preempted as error:
-        print(f"preempted: {error}", file=sys.stderr)
+        say(f"preempted: {error}")
         status.code = preemption.STATUS
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+        say("interrupted; go on with --resume")
         status.code = 130
+
+
+def say(line: str) -> None:
+    """Print a line on stderr; where nobody reads there any more, the run goes on without a word."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def bar() -> progress.Progress:
@@ -71,9 +78,15 @@ def claim_progress(entry, experiment: contract.Experiment, settings):
         yield announce
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader; the status of a run is its own."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def output() -> Console:
     """Return the console: as wide as the terminal, or wide enough for tables in a file or pipe."""
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return _Output(width=None if sys.stdout.isatty() else 140)
 
 
 def print_record(record: dict, folder: Path) -> None:

@@ -40,7 +40,8 @@ def listening(*, to_the_first_alone: bool = False) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         _ASKED.set()
         line = "asked to end: going on to the next checkpoint (again: end at once)\n"
-        os.write(sys.stderr.fileno() if sys.stderr else 2, line.encode())
+        with contextlib.suppress(OSError):  # who listened may be gone: the same signal took it
+            os.write(sys.stderr.fileno() if sys.stderr else 2, line.encode())
 
     before = signal.signal(signal.SIGTERM, ask)
     try:

@@ -1,9 +1,12 @@
 """Faults of the machine and of the run: each ends in one line or in a verdict that names it."""
 
+import contextlib
 import dataclasses
 import os
 import resource
+import signal
 import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -11,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import catalogue, checks, judgement, memory, records, runner
+from experiments import (
+    catalogue,
+    checks,
+    console,
+    judgement,
+    memory,
+    preemption,
+    records,
+    runner,
+)
 
 
 @pytest.fixture
@@ -106,6 +118,22 @@ def test_torn_arrays_are_refused_and_then_made_again(call, tmp_path):
     assert contents(tmp_path) == old
     assert call(tmp_path, "--resume")[0] == 0
     records.load_arrays(arrays)
+
+
+def test_a_run_is_preempted_though_nobody_listens(monkeypatch):
+    """SIGTERM to all of a job ends `2>&1 | tee log` first; the checkpoint comes all the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    nobody = open(writing, "w")
+    monkeypatch.setattr(sys, "stderr", nobody)
+    with console.errors_in_one_line() as status, preemption.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.asked()
+        message = "all of it is kept"
+        raise preemption.Preempted(message)
+    assert status.code == preemption.STATUS
+    with contextlib.suppress(BrokenPipeError):
+        nobody.close()
 
 
 def test_a_request_beyond_the_memory_is_one_line(call, tmp_path, monkeypatch):
