@@ -93,9 +93,12 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     outcomes = _perform(arguments, tasks)
     console.print_outcomes(outcomes)
     out = settings.out or sweeps.FOLDER
+    folders = [cell.folder() for cell in inner]
+    ended = {outcome.name: outcome for outcome in outcomes}
     for entry in entries:
-        folders = [cell.folder() for cell in inner]
-        print(*sweep_summary.summarise(entry, axes, cells, folders, out), sep="\n")
+        of_entry = [ended.get(task.name) for task in tasks if task.entry is entry]
+        made = sweep_summary.summarise(entry, axes, cells, folders, of_entry, out)
+        print(*made, sep="\n")
     return _status(outcomes, len(tasks))
 
 

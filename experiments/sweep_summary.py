@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import catalogue, contract, plotting, records
+from experiments import catalogue, contract, engines, plotting, records
 
 MOST_PANELS = 8  # claim checks drawn; the table holds all of them
 Record = dict[str, Any] | None  # None: the cell has none, it crashed or is still to run
+_WITH_RECORD = ("holds", "fails", "void")
 
 
 def summarise(
@@ -20,28 +21,37 @@ def summarise(
     axes: Mapping[str, Sequence[str]],
     cells: Sequence[Mapping[str, str]],
     folders: Sequence[Path],
+    outcomes: Sequence[engines.Outcome | None],
     out: Path,
 ) -> tuple[Path, Path]:
-    """Write `<slug>.sweep.json` and `<slug>.sweep.png` below `out`; return their paths."""
-    found = [_record(entry, folder) for folder in folders]
+    """Write `<slug>.sweep.json` and `<slug>.sweep.png` below `out`; return their paths.
+
+    A cell whose outcome is no verdict (None for one that is still to run) is shown without numbers,
+    whatever record an earlier grid has left in its folder.
+    """
+    found = [
+        _record(entry, folder) if outcome and outcome.verdict in _WITH_RECORD else None
+        for folder, outcome in zip(folders, outcomes, strict=True)
+    ]
+    verdicts = [outcome and outcome.verdict for outcome in outcomes]
     paths = records.Paths(out, entry.tree, entry.theme, entry.slug)
     table = paths.folder / f"{entry.slug}.sweep.json"
     figure = table.with_suffix(".png")
     rows = [
         {
             "settings": dict(cell),
-            "verdict": record and record["verdict"],
+            "verdict": outcome and outcome.verdict,
+            "remark": outcome and outcome.remark,
             "checks": record and record["checks"],
             "seconds": record and record["seconds"]["total"],
             "folder": folder.name,
         }
-        for cell, record, folder in zip(cells, found, folders, strict=True)
+        for cell, outcome, record, folder in zip(cells, outcomes, found, folders, strict=True)
     ]
     content = {"schema": 1, "claim": entry.name, "axes": {**axes}, "cells": rows}
     records.write_atomically(table, (json.dumps(content, indent=1) + "\n").encode())
-    if any(found):
-        draw = lambda canvas: _draw(entry, axes, cells, found, canvas)
-        records.write_atomically(figure, plotting.render_png(draw))
+    draw = lambda canvas: _draw(entry, axes, cells, found, verdicts, canvas)
+    records.write_atomically(figure, plotting.render_png(draw))
     return table, figure
 
 
@@ -54,7 +64,7 @@ def _record(entry: catalogue.Entry, folder: Path) -> Record:
         return None
 
 
-def _draw(entry, axes, cells, found, figure) -> None:
+def _draw(entry, axes, cells, found, verdicts, figure) -> None:
     """Draw each claim check over the first axis, a colour for every setting of the others."""
     across = [name for name in axes if name != "seed"] or ["seed"]
     names = _claim_checks(found)
@@ -65,13 +75,15 @@ def _draw(entry, axes, cells, found, figure) -> None:
     places, labels = _places(axes[across[0]])
     lines = list(itertools.product(*(axes[name] for name in across[1:])))
     for index, line in enumerate(lines):
-        rows = [_chosen(across, (value, *line), cells, found) for value in axes[across[0]]]
+        settings = [(value, *line) for value in axes[across[0]]]
+        rows = [_chosen(across, values, cells, found) for values in settings]
         label = ", ".join(f"{n}={v}" for n, v in zip(across[1:], line, strict=True)) or None
         style = {"color": plotting.COLOURS[index % 8], "marker": plotting.MARKERS[index % 8]}
-        holds = [_mean([record["verdict"] == "holds" for record in row]) for row in rows]
+        ends = [_chosen(across, values, cells, verdicts) for values in settings]
+        holds = [_mean([verdict == "holds" for verdict in row]) for row in ends]
         panels[0].plot(places, holds, label=label, **style)
         for panel, name in zip(panels[1:], names, strict=False):
-            values = [[_measured(record, name) for record in row] for row in rows]
+            values = [[_measured(record, name) for record in row if record] for row in rows]
             low, middle, high = (np.array([f(v) for v in values]) for f in (_low, _mean, _high))
             panel.errorbar(places, middle, [middle - low, high - middle], capsize=2, **style)
     panels[0].set(ylabel="share of runs that hold", ylim=(-0.05, 1.05))
@@ -93,7 +105,10 @@ def _draw(entry, axes, cells, found, figure) -> None:
         panel.set_axis_off()
     if lines != [()]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(f"{entry.slug}: dotted lines are the bounds of the checks", fontsize=8)
+    title = f"{entry.slug}: dotted lines are the bounds of the checks"
+    if without := sum(verdict not in _WITH_RECORD for verdict in verdicts):
+        title += f"\n{without} of {len(verdicts)} runs have no verdict, and count as not holding"
+    figure.suptitle(title, fontsize=8)
 
 
 def _claim_checks(found: Sequence[Record]) -> list[str]:
@@ -111,13 +126,13 @@ def _places(values: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
         return np.arange(len(values)), list(values)
 
 
-def _chosen(names, values, cells, found) -> list[dict[str, Any]]:
-    """Return the records of the cells, over seeds, in which the fields have these values."""
+def _chosen(names, values, cells, found) -> list[Any]:
+    """Return what was found in the cells, over seeds, in which the fields have these values."""
     wanted = dict(zip(names, values, strict=True))
     return [
-        record
-        for cell, record in zip(cells, found, strict=True)
-        if record and all(cell[name] == value for name, value in wanted.items())
+        one
+        for cell, one in zip(cells, found, strict=True)
+        if all(cell[name] == value for name, value in wanted.items())
     ]
 
 

@@ -7,6 +7,7 @@ import types
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -92,6 +93,33 @@ def test_what_cannot_be_traced_is_run_cell_by_cell(call, experiment, tmp_path):
     assert {0.49, 0.5, 0.7} <= {p for p in experiment.built if isinstance(p, float)}
     found = arrays(tmp_path, "probability=0.49,num_tosses=3000")
     assert 0.46 < found["main/result/mean"].mean() < 0.52
+
+
+def test_a_cell_without_a_verdict_shows_no_older_one(call, experiment, tmp_path, monkeypatch):
+    """The record that a smaller grid has left is not what this one found."""
+    drawn = []
+    suptitle = matplotlib.figure.Figure.suptitle
+    note = lambda figure, text, **how: (drawn.append(text), suptitle(figure, text, **how))
+    monkeypatch.setattr(matplotlib.figure.Figure, "suptitle", note)
+    assert call("--seeds=1:3", "--smoke")[0] == 0
+    assert "no verdict" not in drawn[0]
+    assert (tmp_path / "out/seed=2/experiments/toys/fair_coin.json").exists()
+
+    def run(config):
+        if int(config.seed) == 2:
+            message = "a defect"
+            raise TypeError(message)
+        return toy_run(config)
+
+    toy_run = experiment.claim.run
+    run.__annotations__ = toy_run.__annotations__
+    experiment.claim = dataclasses.replace(experiment.claim, run=run)
+    assert call("--seeds=1:3")[0] == 1
+    table = json.loads((tmp_path / "out/experiments/toys/fair_coin.sweep.json").read_text())
+    assert [cell["verdict"] for cell in table["cells"]] == ["holds", "crashed"]
+    assert table["cells"][1]["checks"] is None
+    assert "a defect" in table["cells"][1]["remark"]
+    assert "1 of 2 runs have no verdict" in drawn[1]
 
 
 def test_a_preempted_sweep_says_so(call, monkeypatch):
