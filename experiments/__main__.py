@@ -59,7 +59,7 @@ def run_claims(arguments: argparse.Namespace) -> int:
     with preemption.listening():
         if arguments.sweep or arguments.seeds is not None:
             return _sweep(arguments, settings)
-        outcomes = _perform(arguments, tasks)
+        outcomes = _perform(_engine(arguments), tasks)
     console.print_outcomes(sorted(outcomes, key=lambda outcome: outcome.name))
     if outcomes and all(outcome.verdict == "refused" for outcome in outcomes):
         raise contract.CallError(outcomes[0].remark)
@@ -77,7 +77,11 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     if settings.hosts is not None:
         message = "--sweep with --distributed: a grid is run by one process and its engine"
         raise contract.CallError(message)
+    engine = _engine(arguments)
     axes, cells = sweeps.grid(arguments.sweep or [], arguments.seeds)
+    if arguments.seed is not None and "seed" in axes:
+        message = f"--seed={arguments.seed} and --sweep=seed={axes['seed'][0]}: give one of the two"
+        raise contract.CallError(message)
     entries = catalogue.find(arguments.patterns)
     inner = [sweeps.settings_of(cell, settings) for cell in cells]
     for entry in entries:  # a wrong field or value is refused before anything runs
@@ -90,7 +94,7 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
         line = f"{entry.name}: {programs} programs for {parts} runs of equal shapes"
         console.say(line)
     tasks = [engines.Task(e, cell, cell.out.name) for e in entries for cell in inner]
-    outcomes = _perform(arguments, tasks)
+    outcomes = _perform(engine, tasks)
     console.print_outcomes(outcomes)
     out = settings.out or sweeps.FOLDER
     folders = [cell.folder() for cell in inner]
@@ -102,10 +106,9 @@ def _sweep(arguments: argparse.Namespace, settings: Any) -> int:
     return _status(outcomes, len(tasks))
 
 
-def _perform(arguments: argparse.Namespace, tasks: list) -> list:
-    """Run the tasks by the engine that was asked for; tell of each as it ends."""
+def _perform(engine: Any, tasks: list) -> list:
+    """Run the tasks by the engine; tell of each as it ends."""
     outcomes = []
-    engine = _engine(arguments)
     with console.bar() as progress:
         bar = progress.add_task("claims", total=len(tasks))
         for outcome in engine(tasks):

@@ -112,11 +112,7 @@ def exclusive(paths: Paths) -> Iterator[None]:
     Raises:
         CallError: another process holds it, or the folder cannot be written.
     """
-    try:
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise CallError(_why_not_written(paths.lock, error)) from error
+    handle = _opened_lock(paths)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,6 +125,19 @@ def exclusive(paths: Paths) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def require_writable(paths: Paths) -> None:
+    """Raise a CallError where the claim's folder cannot be made or written."""
+    os.close(_opened_lock(paths))
+
+
+def _opened_lock(paths: Paths) -> int:
+    try:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        return os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CallError(_why_not_written(paths.lock, error)) from error
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

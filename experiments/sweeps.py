@@ -39,7 +39,7 @@ def grid(sweeps: Sequence[str], seeds: str | None) -> tuple[dict[str, list[str]]
             the settings.
 
     Raises:
-        contract.CallError: a text that is neither, a field given twice, or no value.
+        contract.CallError: a text that is neither, a field or a value given twice, or no value.
     """
     axes: dict[str, list[str]] = {}
     for text in sweeps:
@@ -50,7 +50,14 @@ def grid(sweeps: Sequence[str], seeds: str | None) -> tuple[dict[str, list[str]]
             raise contract.CallError(message)
         axes[field] = found
     if seeds is not None:
+        if "seed" in axes:
+            message = f"--seeds={seeds} and --sweep=seed={','.join(axes['seed'])}: give one of them"
+            raise contract.CallError(message)
         axes["seed"] = [str(seed) for seed in _seeds(seeds)]
+    for field, found in axes.items():
+        if twice := sorted({value for value in found if found.count(value) > 1}):
+            message = f"--sweep={field}={','.join(found)}: {twice[0]} twice; give each value once"
+            raise contract.CallError(message)
     return axes, [dict(zip(axes, cell, strict=True)) for cell in itertools.product(*axes.values())]
 
 
@@ -69,7 +76,7 @@ def _seeds(text: str) -> list[int]:
 def settings_of(cell: Cell, settings: runner.Settings) -> runner.Settings:
     """Return the settings of one cell: its overrides, in a folder of its own."""
     name = ",".join(f"{field}={value}" for field, value in cell.items())
-    out = (settings.out or FOLDER) / name.replace("/", "_")
+    out = (settings.out or FOLDER) / name.replace("%", "%25").replace("/", "%2F")
     overrides = {**settings.overrides, **cell}
     # What the same code has finished from the same configuration is taken as it is.
     return dataclasses.replace(settings, overrides=overrides, out=out, resume=True)
@@ -85,6 +92,9 @@ def compute_together(entry: catalogue.Entry, cells: Sequence[runner.Settings]) -
 
     Returns:
         How many programs were shared, and how many parts they computed.
+
+    Raises:
+        contract.CallError: a cell's folder cannot be written.
     """
     experiment = runner.in_precision(catalogue.load(entry), cells[0])
     landing = _missing(experiment, entry, cells)
@@ -116,6 +126,7 @@ def _missing(
         for name, part in execution.configurations(experiment, config).items():
             place = execution.part_file(experiment, part, name, settings.preset, paths)
             if execution.saved_part(experiment, part, *place) is None:
+                records.require_writable(paths)  # before hours of work, not after them
                 landing.setdefault(part, []).append(place)
     return landing
 

@@ -140,6 +140,12 @@ def test_a_preempted_sweep_says_so(call, monkeypatch):
         (["--seeds=a:b"], "--seeds=a:b"),
         (["--seeds=-1:2"], "--seed=-1"),
         (["--seeds=1:3", "--seed=1"], "--seed=1 and --seeds=1:3"),
+        (["--sweep", "seed=1,2", "--seed=1"], "--seed=1 and --sweep=seed=1"),
+        (["--sweep", "seed=1,2", "--seeds=1:3"], "--seeds=1:3 and --sweep=seed=1,2"),
+        (["--sweep", "probability=0.5,0.6,0.5"], "0.5 twice"),
+        (["--seeds=1,2,1"], "1 twice"),
+        (["--seeds=1:3", "--jobs=0"], "--jobs=0"),
+        (["--seeds=1:3", "--retries=-1"], "--retries=-1"),
     ],
 )
 def test_a_wrong_grid_is_one_line_before_anything_runs(call, experiment, words, named):
@@ -172,10 +178,19 @@ def test_values_of_tuples_stand_between_semicolons():
     assert sweeps.grid([], "4,7")[0] == {"seed": ["4", "7"]}
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(call, experiment, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "seed=2").write_text("in the way")
+    status, _, err = call("--seeds=1:3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "seed=2" in err
+    assert not experiment.built
+
+
 def test_cells_have_folders_of_their_own():
-    cells = sweeps.grid(["a=1,2", "b=x/y,z"], None)[1]
+    cells = sweeps.grid(["a=1,2", "b=x/y,x_y,x%2Fy"], None)[1]
     settings = [sweeps.settings_of(cell, runner.Settings()) for cell in cells]
-    assert len({one.folder() for one in settings}) == 4
+    assert len({one.folder() for one in settings}) == 6
     assert all(len(one.folder().relative_to("results/sweep").parts) == 1 for one in settings)
 
 
