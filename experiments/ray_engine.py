@@ -195,9 +195,17 @@ def _done_before(task: engines.Task) -> engines.Outcome | None:
     from experiments import runner
 
     with contextlib.suppress(Exception):  # the worker meets it again, and tells
-        experiment = runner.in_precision(catalogue.load(task.entry), task.settings)
-        config = experiment.configure(task.settings.preset, task.settings.overrides)
-        record = runner.finished(experiment, config, task.settings, task.paths)
+        claim = catalogue.load(task.entry)
+
+        def finished(settings: runner.Settings) -> dict[str, Any] | None:
+            experiment = runner.in_precision(claim, settings)
+            config = experiment.configure(settings.preset, settings.overrides)
+            paths = dataclasses.replace(task.paths, out=settings.folder())
+            return runner.finished(experiment, config, settings, paths)
+
+        record = finished(task.settings)
+        if record is not None and runner.needs_recheck(claim, task.settings, record):
+            record = finished(task.settings.rechecked())
         if record is not None:
             remark = engines.remark(task, record)
             return engines.Outcome(task.name, record["verdict"], 0.0, remark)

@@ -344,6 +344,19 @@ def test_a_retry_never_returns_an_older_record(tmp_path):
     assert not task.going_on().settings.resume
 
 
+def test_a_second_look_is_not_skipped_for_the_first(toy, toy_path, tmp_path, monkeypatch):
+    """What has held in float32 is not done before --recheck has seen it in float64."""
+    monkeypatch.setattr(catalogue, "load", lambda entry: toy)
+    settings = runner.Settings(out=tmp_path / "out", resume=True)
+    once = engines.Task(catalogue.read(toy_path), settings)
+    twice = dataclasses.replace(once, settings=dataclasses.replace(settings, recheck=True))
+    assert engines.perform(once).verdict == "holds"
+    assert ray_engine._done_before(once).verdict == "holds"
+    assert ray_engine._done_before(twice) is None
+    assert engines.perform(twice).verdict == "holds"
+    assert ray_engine._done_before(twice).verdict == "holds"
+
+
 @pytest.mark.parametrize(
     ("gpus", "variables"),
     [
