@@ -212,6 +212,11 @@ def together(function: Callable[[], Any]) -> Any:
     return value
 
 
+def any_process(flag: bool) -> bool:
+    """Return whether `flag` is set in any process; all must call."""
+    return flag if _session is None else "yes" in _session.every("yes" if flag else "no")
+
+
 def agree(**of_this_process: Any) -> None:
     """Raise in every process where one is given other things than process 0.
 

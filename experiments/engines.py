@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from experiments import catalogue, contract, preemption, records, runner
+from experiments import catalogue, contract, distributed, preemption, records, runner
 
 RETRIES = 2  # of a claim whose process or worker dies; a claim's own error is not tried again
 
@@ -138,9 +138,9 @@ def choose(
 
 
 def in_this_process(tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """Run the tasks one after the other, until the process is asked to end."""
+    """Run the tasks one after the other, until the process, or another of its run, should end."""
     for task in tasks:
-        if preemption.asked():
+        if distributed.any_process(preemption.asked()):
             return
         yield perform(task)
 

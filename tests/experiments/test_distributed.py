@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import contract, distributed, records, runner
+from experiments import contract, distributed, engines, records, runner
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 10  # seconds until a silent process is given up
@@ -191,6 +192,15 @@ def test_a_run_of_its_own_asks_nobody():
     assert distributed.together(lambda: 3) == 3
     with pytest.raises(contract.CallError):
         distributed.decided(lambda: contract.convert("seed", "x", int))
+
+
+@pytest.mark.parametrize(("words", "runs"), [(["no", "no"], True), (["no", "yes"], False)])
+def test_between_two_claims_all_stop_if_one_is_asked_to(monkeypatch, words, runs):
+    """Otherwise the one that was asked leaves, and the others wait for it in the next claim."""
+    session = types.SimpleNamespace(every=lambda word: [word, *words[1:]])
+    monkeypatch.setattr(distributed, "_session", session)
+    monkeypatch.setattr(engines, "perform", lambda task: task)
+    assert list(engines.in_this_process(["claim"])) == ["claim"] * runs
 
 
 def test_the_others_are_given_up_by_name():
