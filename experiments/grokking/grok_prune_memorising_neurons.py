@@ -13,6 +13,7 @@ Reference  Doshi et al. 2023, arXiv:2310.13061. Measured beside it: pruning the 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -75,43 +76,50 @@ class Result(NamedTuple):
     participation: Array  # (S, C, N)
 
 
-class Task(NamedTuple):
-    table: algorithmic.Table
-    labels: Array  # (N,) some of them wrong
-    init_key: Key
-    order_key: Key
-    name_key: Key
-
-
 def run(config: Config) -> Result:
     """Train every seed in every condition, then prune it in every order."""
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-    settings = config.settings()
-    tasks = [jax.vmap(lambda k, f=f: make_task(k, config, f))(keys) for f, _ in settings]
-    members = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *tasks)  # condition by seed
-    decays = jnp.repeat(jnp.array([decay for _, decay in settings]), len(keys))
-    found = parallel.ensemble(functools.partial(train_and_prune, config), (members, decays))
+    settings = jnp.asarray(config.settings(), float)
+    each = jnp.repeat(settings, len(keys), axis=0)  # condition by seed
+    size = config.order, config.width, config.train_fraction, config.num_fractions
+    adam = config.learning_rate, config.momentum_decay, config.variance_decay
+    shared = jnp.array([config.num_steps]), jnp.array(config.renamed)
+    members = (jnp.tile(keys, len(settings)), each)
+    found = parallel.ensemble(make_training(*size, *adam), members, shared=shared)
     shape = (len(CONDITIONS), len(keys))
-    fraction = np.linspace(0, 1, config.num_fractions)
-    return Result(fraction, *(a.reshape(*shape, *a.shape[1:]).swapaxes(0, 1) for a in found))
+    found = (np.asarray(a).reshape(*shape, *a.shape[1:]).swapaxes(0, 1) for a in found)
+    return Result(np.linspace(0, 1, config.num_fractions), *found)
 
 
-def make_task(key: Key, config: Config, fraction: float) -> Task:
-    split_key, corruption_key, *others = jax.random.split(key, 5)
-    group = algorithmic.cyclic_group(config.order)
-    table = algorithmic.split_table(split_key, group, config.train_fraction)
-    labels, _ = algorithmic.corrupt_labels(
-        corruption_key, table.train_products, config.order, fraction
-    )
-    return Task(table, labels, *others)
+@functools.lru_cache(maxsize=2)  # the control calls what the claim compiled
+def make_training(
+    order: int, width: int, train_fraction: float, num_fractions: int, *adam: float
+) -> Callable[..., tuple[Array, ...]]:
+    """Return `train_and_prune((key, setting), (times, renamed))`, of one member."""
+    std = 0.5 / (2 * width) ** (1 / 3)
+    model = pair_networks.PairMLP(order, width, first_std=std, readout_std=std)
+    num_pruned = (np.linspace(0, 1, num_fractions) * width).round().astype(int)
+
+    def train_and_prune(member, shared) -> tuple[Array, ...]:
+        (key, (fraction, decay)), (times, renamed) = member, shared
+        split_key, corruption_key, init_key, order_key, name_key = jax.random.split(key, 5)
+        table = algorithmic.split_table(split_key, algorithmic.cyclic_group(order), train_fraction)
+        labels, _ = algorithmic.corrupt_labels(
+            corruption_key, table.train_products, order, fraction
+        )
+        params = model.init(init_key, table.train_pairs)
+        optimiser = optax.adamw(*adam, weight_decay=decay)
+        fitted, weights = train(model, params, optimiser, table, labels, times)
+        names = jnp.where(renamed, jax.random.permutation(name_key, order), jnp.arange(order))
+        ratio, orders = pruning_orders(order_key, weights, names)
+        return fitted, *prune(model, weights, orders, num_pruned, table, labels), ratio
+
+    return train_and_prune
 
 
-def train_and_prune(config: Config, member) -> tuple[Array, ...]:
-    task, decay = member
-    table, labels = task.table, task.labels
-    std = 0.5 / (2 * config.width) ** (1 / 3)
-    model = pair_networks.PairMLP(config.order, config.width, first_std=std, readout_std=std)
-    targets = jax.nn.one_hot(labels, config.order)
+def train(model, params, optimiser, table: algorithmic.Table, labels: Array, times: Array):
+    """Return the agreement with the training labels at the end, and the weights."""
+    targets = jax.nn.one_hot(labels, model.order)
 
     def loss(params):
         return jnp.mean((model.apply(params, table.train_pairs) - targets) ** 2)
@@ -120,47 +128,38 @@ def train_and_prune(config: Config, member) -> tuple[Array, ...]:
         answers = jnp.argmax(model.apply(state.params, table.train_pairs), axis=1)
         return jnp.mean(answers == labels)
 
-    optimiser = optax.adamw(
-        config.learning_rate, config.momentum_decay, config.variance_decay, weight_decay=decay
-    )
-    start = step.initial_state(model.init(task.init_key, table.train_pairs), optimiser)
-    update = step.optax_step(loss, optimiser)
-    times = [config.num_steps]
+    start, update = step.initial_state(params, optimiser), step.optax_step(loss, optimiser)
     fitted, end = trajectory.record_with_state(update, start, agreement, times=times)
-    weights = end.params["params"]
-    ratio, orders = pruning_orders(config, task, weights)
+    return fitted[0], end.params["params"]
 
+
+def prune(model, weights, orders: Array, num_pruned, table: algorithmic.Table, labels: Array):
+    """Return `wrong`, `test` and `corrected` (3, O, F) of the network pruned in these orders."""
     is_wrong = labels != table.train_products
 
     def accuracies(readout: Array) -> Array:
         params = {"params": {**weights, "readout": readout}}
         answer = lambda pairs: jnp.argmax(model.apply(params, pairs), axis=1)
-        train = answer(table.train_pairs)
+        answers = answer(table.train_pairs)
         on_wrong = lambda hit: jnp.sum(hit & is_wrong) / jnp.maximum(is_wrong.sum(), 1)
         test = jnp.mean(answer(table.test_pairs) == table.test_products)
-        return jnp.stack([on_wrong(train == labels), test, on_wrong(train == table.train_products)])
-
-    fraction = np.linspace(0, 1, config.num_fractions)
-    num_pruned = (fraction * config.width).round().astype(int)
+        right = on_wrong(answers == table.train_products)
+        return jnp.stack([on_wrong(answers == labels), test, right])
 
     def along(order: Array) -> Array:
         return jax.lax.map(
             accuracies, grokking.prune_neurons(weights["readout"], order, num_pruned)
         )
 
-    found = jnp.moveaxis(jax.lax.map(along, orders), -1, 0)  # (3, O, F)
-    return fitted[0], *found, ratio
+    return jnp.moveaxis(jax.lax.map(along, orders), -1, 0)
 
 
-def pruning_orders(config: Config, task: Task, weights: dict[str, Array]) -> tuple[Array, Array]:
+def pruning_orders(key: Key, weights: dict[str, Array], names: Array) -> tuple[Array, Array]:
     """Return the participation of the units (N,) and ORDERS to prune them in (O, N)."""
     left, right, readout = (weights[name] for name in ("left", "right", "readout"))
-    names = jnp.arange(config.order)
-    if config.renamed:
-        names = jax.random.permutation(task.name_key, names)
     ratio = grokking.neuron_participation(left[names], right[names], readout[:, names])
     length = jnp.sum(left**2 + right**2, axis=0) + jnp.sum(readout**2, axis=1)
-    shuffled = jax.random.permutation(task.order_key, config.width)
+    shuffled = jax.random.permutation(key, len(length))
     orders = [jnp.argsort(ratio), jnp.argsort(-ratio), shuffled, jnp.argsort(length)]
     return ratio, jnp.stack(orders)
 
@@ -272,7 +271,7 @@ EXPERIMENT = contract.Experiment(
     paper=dict(order=97, width=500, num_steps=2000),
     controls={
         "renamed elements": contract.Control(
-            dict(renamed=True, num_seeds=3),
+            dict(renamed=True),
             breaks={
                 "share of units that memorise": "above",
                 "lowest first: wrong labels lost, half pruned": "below",
