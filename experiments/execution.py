@@ -182,7 +182,7 @@ def compute_part(
     A claim whose `run` takes `checkpoints` is given `kept`.
 
     Raises:
-        contract.CallError: the device ran out of memory.
+        contract.CallError: the device ran out of memory, or its checkpoints cannot be kept or read.
         checkpoint.Interrupted: the run was asked to stop, after it saved a checkpoint.
     """
     wide = experiment.precision == "float64"
@@ -195,6 +195,12 @@ def compute_part(
             if isinstance(experiment, contract.TheoryCheck):
                 prediction = _to_host(experiment.predict(config))
             return Part(config, _to_host(experiment.run(config, **arguments)), prediction)
+    except checkpoint.NotSavedError as error:
+        message = f"--out: {error}; what was saved before is there for --resume"
+        raise contract.CallError(message) from error
+    except checkpoint.WrongDirectoryError as error:
+        message = f"--resume: {error}; or call without --resume"
+        raise contract.CallError(message) from error
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
             message = (

@@ -32,6 +32,14 @@ class Interrupted(RuntimeError):
     """A run was asked to stop and did, after saving a chunk; the same call goes on from there."""
 
 
+class WrongDirectoryError(ValueError):
+    """A directory that holds another run, other files, a damaged note, or is in use."""
+
+
+class NotSavedError(OSError):
+    """A chunk that could not be saved (a full disk, no permission); those before it are there."""
+
+
 def record_in_chunks(
     step: trajectory.Step,
     state: Any,
@@ -70,8 +78,9 @@ def record_in_chunks(
             were saved before.
 
     Raises:
-        ValueError: `directory` belongs to another run, holds other files, or is in use by another
-            process; `chunk_size` is not positive; `times` is wrong.
+        ValueError: `chunk_size` is not positive; `times` is wrong; as a WrongDirectoryError:
+            `directory` belongs to another run, holds other files, or is in use by another process.
+        NotSavedError: `directory` cannot be written.
         Interrupted: `stop` returned True.
     """
     arguments.functions(step=step, measure=measure)
@@ -132,6 +141,7 @@ def advance_in_chunks(
 
     Raises:
         ValueError: As `record_in_chunks`.
+        NotSavedError: The same.
         Interrupted: `stop` returned True.
     """
     times = np.asarray(trajectory.checked_times(times))
@@ -161,8 +171,9 @@ def advance_in_chunks(
             measurements, carry = advance(carry, chunks[index] - offset)
             saved.append(jax.tree.map(settled, measurements))
             if keeps:
-                _save(folder / f"measurements_{index:06}", saved[-1])
-                _save(folder / f"state_{index:06}", carry)
+                with _writing(folder):
+                    _save(folder / f"measurements_{index:06}", saved[-1])
+                    _save(folder / f"state_{index:06}", carry)
                 _remove(folder / f"state_{index - KEPT_STATES:06}")
             if keeps and observe is not None:
                 observe(chunks[index], saved[-1])
@@ -205,17 +216,33 @@ def _agreed(
 
 
 @contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what fails in writing below the folder, by Python or by orbax, into one error."""
+    try:
+        yield
+    except WrongDirectoryError:
+        raise
+    except (OSError, ValueError) as error:  # the latter is what orbax makes of a full disk
+        full = "No space left" in str(error)
+        why = "the disk is full" if full else f"{type(error).__name__}: {error}"
+        message = f"directory={folder}: cannot be written: {why}"
+        raise NotSavedError(message) from error
+
+
+@contextlib.contextmanager
 def _claimed(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Hold the folder for this process, after seeing that it is empty or that of this run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = f"directory={folder}: another process is recording into it; give another one"
-            raise ValueError(message) from None
-        _check_identity(folder, identity)
+            raise WrongDirectoryError(message) from None
+        with _writing(folder):
+            _check_identity(folder, identity)
         yield
     finally:
         os.close(handle)  # and with it the lock, as also when the process dies
@@ -227,21 +254,21 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
     if not note.exists():
         if strangers := [path.name for path in folder.iterdir() if path.name != "run.new"]:
             message = f"directory={folder}: holds other files ({strangers[0]}, ...); {mend}"
-            raise ValueError(message)
+            raise WrongDirectoryError(message)
         _replace(note, json.dumps(identity, indent=1))
         return
     try:
         found = json.loads(note.read_text())
         differing = [name for name in identity if found.get(name) != identity[name]]
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         message = f"directory={folder}: its run.json cannot be read; {mend}"
-        raise ValueError(message) from None
+        raise WrongDirectoryError(message) from None
     if differing:
         message = (
             f"directory={folder}: holds another run (different {', '.join(differing)}); "
             f"{mend}, or the arguments of that run"
         )
-        raise ValueError(message)
+        raise WrongDirectoryError(message)
 
 
 def _checkpointer() -> orbax.checkpoint.Checkpointer:
@@ -266,7 +293,7 @@ def _save(path: Path, tree: Any) -> None:
 
 def _load(path: Path, like: Any) -> tuple[Any] | None:
     """Return the pytree saved at `path`, in a tuple of one, or None where it is absent or torn."""
-    if not _note(path).is_file() or _note(path).read_text() != _file_digest(path):
+    if not _note(path).is_file() or _note(path).read_bytes() != _file_digest(path).encode():
         return None
     with _checkpointer() as reader:
         item = reader.restore(path)

@@ -14,10 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynamics import long_runs
+from dynamics.training import checkpoint
 from experiments import (
     catalogue,
     checks,
     console,
+    contract,
+    execution,
     judgement,
     memory,
     preemption,
@@ -92,6 +96,37 @@ def test_a_read_only_disk_is_one_line(call, disk):
         assert (status, err.count("\n")) == (2, 1)
         assert "read-only" in err
         assert contents(disk) == old
+
+
+@pytest.fixture
+def keeping(toy):
+    """The small claim, after a run in chunks of a state of two megabytes."""
+
+    def run(config, checkpoints=None):
+        state = jax.random.normal(jax.random.key(0), (500_000,))
+        checkpoint.record_in_chunks(
+            lambda state: state, state, jnp.mean, times=[0, 1],
+            directory=checkpoints.directory, chunk_size=1,
+        )  # fmt: skip
+        return toy.run(config)
+
+    run.__annotations__ = toy.run.__annotations__
+    return dataclasses.replace(toy, run=run)
+
+
+def test_a_disk_that_a_checkpoint_fills_is_one_line(keeping, toy_path, disk):
+    entry = catalogue.read(toy_path)
+    with pytest.raises(contract.CallError, match="disk is full"):
+        runner.perform(keeping, entry, runner.Settings(out=disk))
+    with records.exclusive(paths(disk)):
+        assert not paths(disk).record.exists()
+
+
+def test_checkpoints_that_cannot_be_read_are_one_line(keeping, tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    kept = long_runs.Checkpoints(tmp_path)
+    with pytest.raises(contract.CallError, match=r"run\.json cannot be read.*without --resume"):
+        execution.compute_part(keeping, keeping.configure(), kept)
 
 
 def test_a_second_run_into_the_folder_changes_nothing(call, tmp_path):

@@ -169,6 +169,13 @@ def test_a_harmed_chunk_is_done_again(arguments, harm, victim):
     assert len(steps) == (20 if victim.endswith("0") else 8)
 
 
+def test_a_digest_that_is_no_text_is_of_a_harmed_chunk(arguments):
+    first = checkpoint.record_in_chunks(**arguments)
+    for note in arguments["directory"].glob("*.sha256"):
+        note.write_bytes(b"\xff" + note.read_bytes())
+    assert words(checkpoint.record_in_chunks(**arguments)) == words(first)
+
+
 def test_old_states_are_dropped(arguments):
     checkpoint.record_in_chunks(**(arguments | {"chunk_size": 1}))
     found = {path.stem for path in arguments["directory"].glob("state_*")}
