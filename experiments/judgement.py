@@ -1,5 +1,6 @@
 """The verdict of a run: its checks, its controls, and the record of both."""
 
+import math
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ def judge(experiment: contract.Experiment, run: execution.Run) -> list[checks.Ch
     """Return all checks of a run: preconditions, the claim, then what each control must do.
 
     A run with numbers that are not finite, on which the claim's own check stops with an error, has
-    one precondition that says so.
+    one precondition that says so; one where a claim check measures no finite number and none of
+    the claim's own preconditions says why has it too.
 
     Raises:
         ValueError: a control names a check that the claim does not make, or two checks share
@@ -20,7 +22,8 @@ def judge(experiment: contract.Experiment, run: execution.Run) -> list[checks.Ch
     """
     main = run.parts[execution.MAIN]
     try:
-        found = [_healthy(run), *_checks_of(experiment, main)]
+        found = _checks_of(experiment, main)
+        found = [_healthy(run), *_diverged(main, found), *found]
         for name, control in experiment.controls.items():
             found += _control_checks(experiment, name, control, run.parts[name])
         if isinstance(experiment, contract.TheoryCheck):
@@ -100,19 +103,36 @@ class _NotFiniteError(Exception):
 
     def __init__(self, where: str, error: Exception):
         stopped = " ".join(f"{type(error).__name__}: {error}".split())
-        self.check = checks.above(
-            "numbers of the run that check() needs are finite",
-            0,
-            1,
-            why=f"{where}; lower the step, or whatever made it so (check() stopped with {stopped})",
-            role="precondition",
-        )
+        self.check = _not_finite(f"{where}; check() stopped with {stopped}")
 
 
-def _first_not_finite(part: execution.Part) -> str | None:
+def _not_finite(seen: str) -> checks.Check:
+    return checks.above(
+        "numbers of the run that check() needs are finite",
+        0,
+        1,
+        why=f"{seen}; lower the step, or whatever made it so",
+        role="precondition",
+    )
+
+
+def _diverged(part: execution.Part, found: list[checks.Check]) -> list[checks.Check]:
+    """Return the precondition that a run with NaNs misses if a claim check has nothing to judge.
+
+    Infinity alone is left to the checks: it may stand for a time that never came.
+    """
+    if any(check.role == "precondition" and not check.passed for check in found):
+        return []  # it is void already, and one of them says why
+    lost = [c.name for c in found if c.role == "claim" and not math.isfinite(c.measured)]
+    if not lost or (where := _first_not_finite(part, np.isnan)) is None:
+        return []
+    return [_not_finite(f"{where}; '{lost[0]}' measures no finite number")]
+
+
+def _first_not_finite(part: execution.Part, kind: Any = lambda a: ~np.isfinite(a)) -> str | None:
     """Say which number of a part's result is the first that is not finite, by its place."""
     for name, array in part.result._asdict().items():
-        bad = np.argwhere(~np.isfinite(array))
+        bad = np.argwhere(kind(array))
         if bad.size:
             place = ", ".join(map(str, bad[0]))
             return f"{name}[{place}] of shape {array.shape} is {array[tuple(bad[0])]}"

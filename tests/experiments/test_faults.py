@@ -245,7 +245,7 @@ def late(config, result, figure):
         (with_precondition, draws, "void", "lower it"),
         (with_precondition, limits, "void", "lower it"),
         (stops, late, "void", "loss[1, "),
-        (without, limits, "fails", "it falls"),
+        (without, limits, "void", "loss[1, "),
     ],
 )
 def test_a_divergence_is_a_verdict_with_a_figure(
@@ -263,6 +263,22 @@ def test_a_divergence_is_a_verdict_with_a_figure(
         (named,) = [made["measured"] for made in red if made["name"] == "finite"]
         assert np.isfinite(loss[:, : int(named) + 1]).all()
         assert not np.isfinite(loss[1, int(named) + 1])
+
+
+def test_a_time_that_never_came_is_no_divergence(toy):
+    """Infinity may be meant, the claim then fails; NaN beside sound checks is padding."""
+    experiment = dataclasses.replace(toy, check=without, controls={})
+    origin = {"doctor": {"failed": [], "mend": None}}
+
+    def verdict(loss):
+        part = judgement.execution.Part(toy.configure(), Descent(np.array(loss)), None)
+        run = judgement.execution.Run({"main": part}, origin)
+        return checks.verdict(judgement.judge(experiment, run))
+
+    assert verdict([[3.0, np.inf]]) == "fails"
+    assert verdict([[np.nan, 0.5]]) == "holds"
+    assert verdict([[np.nan, 2.0]]) == "fails"
+    assert verdict([[0.5, np.nan]]) == "void"
 
 
 def test_a_defect_of_a_finite_run_is_no_divergence(toy, toy_path, tmp_path):
