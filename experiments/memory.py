@@ -42,8 +42,11 @@ def available() -> int:
     left = _field(_MACHINE, "MemAvailable")
     with contextlib.suppress(OSError, ValueError):  # "max", or another layout
         most = int((_GROUP / "memory.max").read_text())
-        left = min(left, most - int((_GROUP / "memory.current").read_text()))
-    return left
+        used = int((_GROUP / "memory.current").read_text())
+        # Files in the cache count as used, and are given back when memory is asked for.
+        fields = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        left = min(left, most - used + int(fields.get("inactive_file", 0)))
+    return max(left, 0)
 
 
 def _used() -> int:

@@ -188,6 +188,20 @@ def test_the_memory_available_is_part_of_the_machines():
     assert 0 < memory.available() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def test_a_container_gives_back_the_files_in_its_cache(tmp_path, monkeypatch):
+    """After a gigabyte of data was read, a container of two has not one left, but nearly two."""
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    (tmp_path / "memory.current").write_text(f"{2**30 + 2**20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**20}\nfile {2**30}\ninactive_file {2**30}\n")
+    machine = tmp_path / "meminfo"
+    machine.write_text(f"MemAvailable: {2**24} kB\n")
+    monkeypatch.setattr(memory, "_MACHINE", machine)
+    assert memory.available() == 2**31 - 2**20
+    (tmp_path / "memory.stat").unlink()  # another layout: the machine's word alone
+    assert memory.available() == 2**34
+
+
 class Descent(NamedTuple):
     loss: jax.Array  # (S, T)
 
