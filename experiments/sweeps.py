@@ -18,6 +18,7 @@ from experiments import (
     catalogue,
     contract,
     execution,
+    memory,
     preemption,
     provenance,
     records,
@@ -157,7 +158,8 @@ def _ensemble(experiment: contract.Experiment, configs: list[Any]) -> list[tuple
     watch = provenance.Stopwatch()
     padding = -len(configs) % min(MOST_MEMBERS, len(configs))
     padded = [*configs, *configs[:1] * padding]
-    with jax.enable_x64(wide), jax.default_matmul_precision(execution.MATMUL_PRECISION):
+    held = memory.held_to_the_machine(jax.default_backend())  # too many at once: each alone then
+    with held, jax.enable_x64(wide), jax.default_matmul_precision(execution.MATMUL_PRECISION):
         values = {name: jnp.asarray([getattr(c, name) for c in padded]) for name in varying}
         try:
             jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0], values))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import types
 
 import hypothesis
@@ -93,6 +94,22 @@ def test_what_cannot_be_traced_is_run_cell_by_cell(call, experiment, tmp_path):
     assert {0.49, 0.5, 0.7} <= {p for p in experiment.built if isinstance(p, float)}
     found = arrays(tmp_path, "probability=0.49,num_tosses=3000")
     assert 0.46 < found["main/result/mean"].mean() < 0.52
+
+
+def test_cells_that_share_a_program_are_held_to_the_memory_too(experiment):
+    """Many at once need more than each alone: an error then, not a machine that swaps."""
+    limits = []
+
+    def run(config):
+        limits.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+        return toy_run(config)
+
+    toy_run = experiment.claim.run
+    claim = dataclasses.replace(experiment.claim, run=run)
+    configs = [claim.configure(overrides={"seed": seed}) for seed in (1, 2)]
+    assert len(sweeps._ensemble(claim, configs)) == 2
+    assert limits
+    assert resource.RLIM_INFINITY not in limits
 
 
 def test_a_cell_without_a_verdict_shows_no_older_one(call, experiment, tmp_path, monkeypatch):
