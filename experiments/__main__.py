@@ -209,6 +209,13 @@ class _Parser(argparse.ArgumentParser):
         raise contract.CallError(message)
 
 
+def _folder(text: str) -> Path:
+    if not text:  # an unset variable of the shell, which would mean the folders of the code
+        message = "give a folder, or leave the flag out"
+        raise argparse.ArgumentTypeError(message)
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m experiments", epilog=_EPILOGUE, allow_abbrev=False)
     commands = parser.add_subparsers(
@@ -222,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         if patterns:
             made.add_argument("patterns", nargs=patterns, metavar="PATTERN")
         if name != "doctor":
-            made.add_argument("--out", type=Path, help="folder of figures and records")
+            made.add_argument("--out", type=_folder, help="folder of figures and records")
         return made
 
     command("list", list_claims, patterns="*")

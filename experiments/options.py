@@ -106,6 +106,9 @@ def parse(experiment, entry: catalogue.Entry, argv: Sequence[str]) -> Settings |
     if rest:
         message = f"{' '.join(rest)}: a claim takes flags only, such as --seed=2; see --help"
         raise contract.CallError(message)
+    if values.out == "":
+        message = "--out=: give a folder, or leave the flag out"
+        raise contract.CallError(message)
     if values.smoke and values.preset not in (None, "smoke"):
         message = f"--smoke and --preset={values.preset}: give one of the two"
         raise contract.CallError(message)

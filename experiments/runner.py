@@ -153,6 +153,12 @@ def _from_saved(experiment, entry, settings, paths):
             f"{run.provenance['precision']}; leave the flag out, or run again with --stage=all"
         )
         raise contract.CallError(message)
+    if settings.preset not in ("default", run.provenance["preset"]):
+        message = (
+            f"--preset={settings.preset}: the saved arrays are of the preset "
+            f"{run.provenance['preset']}; leave the flag out, or run again with --stage=all"
+        )
+        raise contract.CallError(message)
     for name, value in settings.overrides.items():
         asked = getattr(contract.with_overrides(saved, {name: value}), name)
         if asked != getattr(saved, name):

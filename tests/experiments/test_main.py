@@ -77,6 +77,7 @@ def test_a_corrupt_record_is_shown_not_fatal(call, tmp_path):
         (["run", "*", "--retries=-1"], "--retries=-1"),
         (["run", "*", "--engine=warp"], "--engine=warp"),
         (["run", "*", "--see=2"], "--see=2"),
+        (["run", "*", "--out="], "--out: give a folder"),
         (["fly"], "fly"),
         ([], "list|run|report|doctor"),
     ],

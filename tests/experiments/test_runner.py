@@ -97,6 +97,7 @@ def test_exit_status_tells_the_verdict(call):
         (["--stage=later"], ["--stage=later", "check"]),
         (["--stage=check"], ["--stage", "no saved arrays"]),
         (["fast"], ["fast", "--help"]),
+        (["--out="], ["--out=", "folder"]),
     ],
 )
 def test_a_wrong_call_is_one_line_and_status_two(call, paths, flags, words):
@@ -116,9 +117,10 @@ def test_an_unwritable_folder_is_one_line(toy, tmp_path, capsys):
 def test_flags_that_contradict_the_saved_arrays_are_refused(call):
     call("--stage=run", "--seed=2")
     assert call("--stage=check", "--seed=2")[0] == 0
-    status, _, err = call("--stage=check", "--seed=3")
-    assert status == 2
-    assert "--seed=3" in err
+    for flag, named in (("--seed=3", "--seed=3"), ("--smoke", "--preset=smoke")):
+        status, _, err = call("--stage=check", flag)
+        assert status == 2
+        assert named in err
 
 
 def test_saved_arrays_of_another_version_are_refused(call, paths):
