@@ -12,6 +12,7 @@ Reference  Gromov 2023, arXiv:2301.02679, for the construction, with which Doshi
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,6 @@ import numpy as np
 
 from dynamics import parallel
 from dynamics.aliases import Array, Key
-from dynamics.data import algorithmic
 from dynamics.theory import cosine_accuracy, modular_addition
 from experiments import checks, contract, plotting, runner
 
@@ -86,44 +86,59 @@ def predict(config: Config) -> Prediction:
 
 
 def run(config: Config) -> Result:
-    cells = []
-    for i, modulus in enumerate(config.moduli):
-        for j, repeats in enumerate(config.repeats):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), i), j)
-            keys = jax.random.split(key, config.num_seeds)
-            free = jnp.full(config.num_seeds, config.free_phase)  # numbers, not branches: the
-            rectify = jnp.full(config.num_seeds, config.rectify)  # controls are the same program
-            fn = lambda member, m=modulus, r=repeats: evaluate(*member, m, r, config.num_networks)
-            cells.append(parallel.ensemble(fn, (keys, free, rectify)))
-    shape = (config.num_seeds, len(config.moduli), len(config.repeats))
-    stack = lambda *leaves: jnp.stack(leaves, axis=1).reshape(*shape, *leaves[0].shape[1:])
-    return Result(*jax.tree.map(stack, *cells))
+    root, seeds = jax.random.key(config.seed), range(config.num_seeds)
+    shape = (len(config.repeats), len(seeds))
+    found = []
+    for i, modulus in enumerate(config.moduli):  # shapes differ: one program a modulus
+        keys = [jax.random.fold_in(jax.random.fold_in(root, i), j) for j in range(shape[0])]
+        keys = jnp.concatenate([jax.random.split(key, config.num_seeds) for key in keys])
+        settings = np.repeat(config.repeats, len(seeds)), config.free_phase, config.rectify
+        members = keys, *(np.broadcast_to(setting, keys.shape) for setting in settings)
+        one = evaluation(modulus, max(config.repeats), config.num_networks)
+        cells = parallel.ensemble(one, members, batching="map")  # (R * S, ...)
+        found.append([np.asarray(leaf).reshape(*shape, *leaf.shape[1:]) for leaf in cells])
+    return Result(*(np.moveaxis(np.stack(leaves), 2, 0) for leaves in zip(*found, strict=True)))
 
 
-def evaluate(key: Key, free, rectify, modulus: int, repeats: int, num_networks: int) -> tuple:
-    """Draw networks of one width and run each on the whole table."""
-    frequencies = jnp.tile(jnp.arange(1, (modulus + 1) // 2), repeats)  # (N,)
-    sums = jnp.asarray(algorithmic.cyclic_group(modulus))
-    answers = (sums[..., None] + jnp.arange(modulus)) % modulus  # (M, M, M): a + b + d
+@functools.cache  # of the same function, the controls are the same program
+def evaluation(modulus: int, most: int, num_networks: int):
+    """Return what draws networks with up to `most` neurons a frequency, and runs each."""
+    frequencies = np.tile(np.arange(1, (modulus + 1) // 2), most)  # (N,)
+    angles = 2 * np.pi / modulus * frequencies[:, None] * np.arange(modulus)
+    labels = np.arange(modulus)
+    second_of = (labels - labels[:, None]) % modulus  # (M, M): b of a and the answer s = a + b
+    answers = (labels[:, None] + labels) % modulus  # (M, M): s + d of s and the offset d
 
-    def one(key: Key):
-        phase_key, free_key = jax.random.split(key)
-        turn = 2 * jnp.pi
-        phases = jax.random.uniform(phase_key, (len(frequencies), 2), maxval=turn)
-        network = modular_addition.analytic_network(frequencies, phases, modulus)
-        offset = free * jax.random.uniform(free_key, frequencies.shape, maxval=turn)
-        angles = turn / modulus * frequencies[:, None] * jnp.arange(modulus)
-        readout = jnp.cos(angles + (phases.sum(axis=1) + offset)[:, None])
-        hidden = network.first.T[:, None] + network.second.T[None]  # (M, M, N)
-        hidden = (1 - rectify) * hidden**2 + rectify * jnp.maximum(hidden, 0)
-        logits = jnp.take_along_axis(hidden @ readout, answers, axis=-1)  # at offset d last
-        means = logits.mean(axis=(0, 1))
-        accuracy = jnp.mean(logits[..., 0] > logits[..., 1:].max(axis=-1))
-        spread = jnp.stack([means[1:].min(), means[1:].max()])
-        return accuracy, means[0], spread, logits[..., 0]
+    def evaluate(member) -> tuple:
+        key, repeats, free, rectify = member
+        present = jnp.arange(len(frequencies)) < repeats * ((modulus - 1) // 2)
 
-    *found, right = jax.lax.map(one, jax.random.split(key, num_networks))
-    return *found, right.var(axis=0, ddof=1).mean()
+        def draw(key: Key) -> tuple[Array, Array, Array]:
+            phase_key, free_key = jax.random.split(key)
+            turn = 2 * jnp.pi
+            phases = jax.random.uniform(phase_key, (len(frequencies), 2), maxval=turn)
+            network = modular_addition.analytic_network(frequencies, phases, modulus)
+            offset = free * jax.random.uniform(free_key, frequencies.shape, maxval=turn)
+            readout = jnp.cos(angles + (phases.sum(axis=1) + offset)[:, None])
+            return network.first.T, network.second.T, jnp.where(present[:, None], readout, 0)
+
+        def one(network: tuple[Array, Array, Array]):
+            first, second, readout = network
+            hidden = first[:, None] + second[second_of]  # (a, s, N)
+            hidden = (1 - rectify) * hidden**2 + rectify * jnp.maximum(hidden, 0)
+            logits = hidden @ readout  # (a, s, c)
+            means = jnp.take_along_axis(logits.mean(axis=0), answers, axis=-1).mean(axis=0)
+            right = jnp.diagonal(logits, axis1=1, axis2=2)  # (a, s)
+            lead = right - jnp.where(np.eye(modulus, dtype=bool), -jnp.inf, logits).max(axis=-1)
+            spread = jnp.stack([means[1:].min(), means[1:].max()])
+            return jnp.mean(lead > 0), means[0], spread, right
+
+        # All drawn first: cosines drawn in the loop would be taken anew for every pair (a, b).
+        networks = jax.vmap(draw)(jax.random.split(key, num_networks))
+        *found, right = jax.lax.map(one, networks)
+        return *found, right.var(axis=0, ddof=1).mean()
+
+    return evaluate
 
 
 def check(config: Config, prediction: Prediction, result: Result) -> list[checks.Check]:
