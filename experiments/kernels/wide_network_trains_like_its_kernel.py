@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics import parallel
-from dynamics.aliases import Array, Key
+from dynamics.aliases import Array, Key, Params
 from dynamics.data import real
 from dynamics.measure import kernels, statistics
 from dynamics.models import mlp
@@ -36,8 +36,8 @@ CONDITIONS = ("erf", "relu", "mean-field erf")
 @dataclasses.dataclass(frozen=True)
 class Config:
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    num_widths: tuple[int, ...] = (5, 4, 3)  # of erf, ReLU and mean-field networks
-    num_steps: int = 200
+    num_widths: tuple[int, ...] = (5, 4, 4)  # of erf, ReLU and mean-field networks
+    num_steps: int = 100
     num_train: int = 128
     num_test: int = 100
     image_norm: float = 8.0  # inputs have 64 entries, so pre-activations are of order one
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
 class Setting(NamedTuple):
     """What tells the members of one width from each other."""
 
-    key: Key
+    seed: Array  # () row of what was drawn
     is_relu: Array  # () bool
     scale: Array  # () output multiplier: 1, or n^-1/2 for mean-field
     learning_rate: Array  # () in the loss: the kernel has the factor scale^2
@@ -80,25 +80,35 @@ def run(config: Config) -> Result:
     """Train networks of every width beside their linearisations; one program a width."""
     times = np.unique(np.geomspace(1, config.num_steps, 5).astype(int))
     problem = make_problem(config, times)
-    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    given = problem, draw(config, problem.inputs.shape[1])
     shape = (len(config.widths), len(CONDITIONS), config.num_seeds)
     tables = [np.full(shape, np.nan) for _ in range(4)]
     for w, width in enumerate(config.widths):
         ran = [c for c in range(len(CONDITIONS)) if config.num_widths[c] > w]
-        relu = jnp.array([CONDITIONS[c] == "relu" for c in ran])
-        scale = jnp.array([width**-0.5 if "mean-field" in CONDITIONS[c] else 1.0 for c in ran])
-        rate = problem.learning_rates[jnp.array(ran)] / scale**2
-        repeated = (jnp.repeat(a, config.num_seeds) for a in (relu, scale, rate))
-        members = Setting(jnp.tile(keys, len(ran)), *repeated)
-
-        def member(setting, width=width):
-            return train_one(setting, config, problem, width, times)
-
-        *measured, outputs = parallel.ensemble(member, members, batching="map")
+        relu = np.array([CONDITIONS[c] == "relu" for c in ran])
+        scale = np.array([width**-0.5 if "mean-field" in CONDITIONS[c] else 1.0 for c in ran])
+        rate = np.asarray(problem.learning_rates)[ran] / scale**2
+        seeds = np.tile(np.arange(config.num_seeds), len(ran))
+        members = Setting(seeds, *(np.repeat(a, config.num_seeds) for a in (relu, scale, rate)))
+        member = lambda setting, given, n=width: train_one(setting, *given, config, n, times)
+        *measured, outputs = parallel.ensemble(member, members, shared=given, batching="map")
         for table, values in zip(tables, measured, strict=True):
-            table[w, ran] = values.reshape(len(ran), config.num_seeds)
-    prediction = outputs[: config.num_seeds]  # of the widest erf networks
-    return Result(*(table.T for table in tables), times, prediction, *problem.law)
+            table[w, ran] = np.reshape(values, (len(ran), config.num_seeds))
+    widest = outputs[: config.num_seeds]  # erf comes first
+    return Result(*(table.T for table in tables), times, widest, *problem.law)
+
+
+def draw(config: Config, input_dim: int) -> tuple[Array, Array]:
+    """Return (S, D) weights for all widths, as each draw takes long to compile, and orders."""
+    size = (input_dim + max(config.widths) + 1) * max(config.widths)
+
+    def of_seed(key: Key) -> tuple[Array, Array]:
+        init_key, shuffle_key = jax.random.split(key)
+        order = jax.random.permutation(shuffle_key, config.num_train)
+        return jax.random.normal(init_key, (size,)), order
+
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    return parallel.ensemble(of_seed, keys, batching="map")  # (S, D), (S, num_train)
 
 
 def make_problem(config: Config, times: np.ndarray) -> Problem:
@@ -107,39 +117,30 @@ def make_problem(config: Config, times: np.ndarray) -> Problem:
     images = np.concatenate([data.train_images, data.test_images]).reshape(-1, 64)
     labels = np.concatenate([data.train_labels, data.test_labels])
     num_train = config.num_train
-    inputs = images[: num_train + config.num_test]
-    inputs = inputs - inputs[:num_train].mean(axis=0)
+    inputs = images[: num_train + config.num_test] - images[:num_train].mean(axis=0)
     inputs = config.image_norm * inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
     inputs = inputs.astype(jnp.result_type(float))  # as precise as the run
     targets = 2 * labels[:num_train].astype(inputs.dtype) - 1
 
-    def limit(activation: str):
-        """The training and test kernels of infinite width, compiled as one program."""
-        kernel_fn = infinite_width.fully_connected(2, activation)
-        return jax.jit(lambda x: infinite_width.kernels(kernel_fn, x))(inputs)
+    @jax.jit
+    def limits(inputs: Array, targets: Array):
+        kernel_of = {name: infinite_width.fully_connected(2, name) for name in ("erf", "relu")}
+        train, test = jnp.split(inputs, [num_train])
+        top = {name: jnp.linalg.eigvalsh(infinite_width.kernels(kernel_fn, train).ntk)[-1]
+               for name, kernel_fn in kernel_of.items()}  # fmt: skip
+        rates = jnp.stack([1 / top[condition.split()[-1]] for condition in CONDITIONS])
+        return rates, infinite_width.gradient_descent_mean_and_covariance(
+            kernel_of["erf"], train, targets, test, learning_rate=rates[0], times=times
+        )
 
-    limits = {name: limit(name) for name in ("erf", "relu")}
-    rates = [
-        1 / jnp.linalg.eigvalsh(limits[condition.split()[-1]].ntk[:num_train, :num_train])[-1]
-        for condition in CONDITIONS
-    ]
-    train, test = slice(0, num_train), slice(num_train, None)
-    nngp, ntk = limits["erf"].nngp, limits["erf"].ntk
-    options = {"learning_rate": float(rates[0]), "times": times}
-    smoothers = kernel_descent.smoother(ntk[train, train], ntk[test, train], **options)
-    law = infinite_width.GradientDescentPrediction(
-        kernel_descent.mean(ntk[train, train], ntk[test, train], targets, **options),
-        kernel_descent.covariance(
-            smoothers, nngp[test, test], nngp[test, train], nngp[train, train]
-        ),
-    )
-    return Problem(jnp.asarray(inputs), jnp.asarray(targets), jnp.stack(rates), law)
+    return Problem(jnp.asarray(inputs), jnp.asarray(targets), *limits(inputs, targets))
 
 
 def train_one(
-    setting: Setting, config: Config, problem: Problem, width: int, times: np.ndarray
+    setting: Setting, problem: Problem, drawn: tuple, config: Config, width: int, times: np.ndarray
 ) -> tuple[Array, ...]:
     """Train one network; compare it with gradient descent on its linearisation at the start."""
+    weights, order = (rows[setting.seed] for rows in drawn)
 
     def activation(h):
         return jnp.where(setting.is_relu, jax.nn.relu(h), jax.scipy.special.erf(h))
@@ -147,8 +148,7 @@ def train_one(
     model = mlp.MLP((width, width, 1), activation, parameterisation="ntk", use_bias=False)
     apply_fn = lambda params, x: setting.scale * model.apply(params, x)
     train, test = jnp.split(problem.inputs, [config.num_train])
-    init_key, shuffle_key = jax.random.split(setting.key)
-    params = model.init(init_key, train)
+    params = cut(weights, width, train.shape[1])
     rate = setting.learning_rate
 
     def loss(params):
@@ -162,26 +162,27 @@ def train_one(
 
     kernel = kernels.empirical_ntk(apply_fn, params, problem.inputs, train)
     path, final = trajectory.record_with_state(descend, params, outputs, times=times)
-    # One after the other: a loop and two eigh side by side have locked each other out on two cores.
+    # One after the other: a loop and an eigh side by side have locked each other out on two cores.
     kernel, path = jax.lax.optimization_barrier((kernel, path))
+    kernel_train, kernel_test = jnp.split(kernel, [config.num_train])
+    smoother = kernel_descent.smoother(
+        kernel_train, kernel_test, learning_rate=rate, times=[config.num_steps]
+    )[0]  # (N, num_train)
+    residual = apply_fn(params, train)[:, 0] - problem.targets
+    moved = path[-1] - outputs(params)
+    deviation = lambda smoother: jnp.sqrt(jnp.mean((moved + smoother @ residual) ** 2))
+    # Shuffled images permute the columns of the smoother and leave the residuals as they were.
+    shuffled = deviation(smoother[:, order])
+    change = kernels.relative_change(kernel_train, kernels.empirical_ntk(apply_fn, final, train))
+    return deviation(smoother), shuffled, change, loss(final), path
 
-    def deviation(order: Array) -> Array:
-        """RMS distance at the end from the linearisation that saw the images in this order."""
-        kernel_train, kernel_test = jnp.split(kernel[:, order], [config.num_train])
-        smoother = kernel_descent.smoother(
-            kernel_train[order], kernel_test, learning_rate=rate, times=[config.num_steps]
-        )[0]  # (N, num_train)
-        residual = apply_fn(params, train)[:, 0] - problem.targets
-        linear = outputs(params) - smoother @ residual
-        return jnp.sqrt(jnp.mean((path[-1] - linear) ** 2))
 
-    order = jnp.arange(config.num_train)
-    orders = jnp.stack([order, jax.random.permutation(shuffle_key, order)])
-    own, shuffled = jax.vmap(deviation)(orders)
-    change = kernels.relative_change(
-        kernel[: config.num_train], kernels.empirical_ntk(apply_fn, final, train)
-    )
-    return own, shuffled, change, loss(final), path
+def cut(weights: Array, width: int, input_dim: int) -> Params:
+    """Return the parameters of a network, from N(0, 1), out of (D,) of them."""
+    shapes = ((input_dim, width), (width, width), (width, 1))
+    ends = np.cumsum([rows * columns for rows, columns in shapes])
+    parts = map(jnp.reshape, jnp.split(weights[: ends[-1]], ends[:-1]), shapes)
+    return {"params": {f"layer_{index}": {"kernel": part} for index, part in enumerate(parts)}}
 
 
 def check(config: Config, result: Result) -> list[checks.Check]:
