@@ -292,7 +292,7 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(widths=(64, 512), num_widths=(2, 2, 2), num_steps=100),
+    smoke=dict(widths=(64, 512), num_widths=(2, 2, 2), num_seeds=20),
     paper=dict(widths=(64, 128, 256, 512, 1024, 2048, 4096), num_widths=(7, 7, 7), num_seeds=20),
 )
 
