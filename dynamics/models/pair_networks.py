@@ -33,6 +33,10 @@ class PairMLP(nn.Module):
         readout_std: of the readout's entries; width**-0.5 where None.
         factored: look the elements' rows up in tables; else gather the embeddings (or one-hot
             vectors) of both and multiply those. The function and its gradients are the same.
+        padded_readout: multiply with the readout's transpose and one output of zeros more, that is
+            cut off again. The function and its gradients are the same, up to round-off; on a CPU
+            the step of a network with 31 outputs takes three quarters of the time, since without
+            the padding XLA turns the readout's gradient into a product that is four times slower.
 
     Example:
         >>> import jax
@@ -48,6 +52,7 @@ class PairMLP(nn.Module):
     first_std: float = 0.5**0.5
     readout_std: float | None = None
     factored: bool = True
+    padded_readout: bool = False
 
     @nn.compact
     def __call__(self, pairs: Array) -> Array:
@@ -74,6 +79,9 @@ class PairMLP(nn.Module):
             shape = (self.order, self.embedding_dim)
             embedding = self.param("embedding", initializers.normal(1.0), shape)
         hidden = self.activation(self._pre_activations(pairs, left, right, embedding))
+        if self.padded_readout:
+            rows = jnp.pad(readout.T, ((0, 1), (0, 0)))  # (G + 1, W)
+            return jnp.einsum("nw,gw->ng", hidden, rows)[:, :-1]
         return hidden @ readout
 
     def _pre_activations(

@@ -105,3 +105,17 @@ def test_wrong_arguments_are_refused():
     for steps, values in ((STEPS, STEPS[:3]), (np.zeros((2, 4)), STEPS), ([], []), (STEPS, 1.0)):
         with pytest.raises(ValueError, match=r"steps|values"):
             grokking.first_crossing(steps, values, 0.5)
+
+
+@given(seed=st.integers(0, 1000))
+def test_accuracy_is_that_of_the_largest_logit(seed):
+    random = np.random.default_rng(seed)
+    logits, labels = random.normal(size=(40, 5)), random.integers(0, 5, 40)
+    found = grokking.accuracy(logits, labels)
+    np.testing.assert_allclose(found, np.mean(logits.argmax(axis=1) == labels), rtol=1e-6)
+
+
+def test_a_network_without_an_answer_has_no_accuracy():
+    labels = np.zeros(3, int)
+    assert grokking.accuracy(np.zeros((3, 4)), labels) == 0
+    assert grokking.accuracy(np.full((3, 4), np.nan), labels) == 0

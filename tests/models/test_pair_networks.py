@@ -37,8 +37,18 @@ def test_factored_mlp_is_the_same_function(key, pairs, embedding_dim):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), *both)
 
 
-def test_mlp_by_hand(key, pairs):
-    model = pair_networks.PairMLP(ORDER, 24)
+def test_a_padded_readout_has_the_same_gradient(key, pairs):
+    both = []
+    for padded in (True, False):
+        model = pair_networks.PairMLP(ORDER, 24, padded_readout=padded)
+        params = doubled(model.init(key, pairs))
+        both.append(function_and_gradient(lambda p, model=model: model.apply(p, pairs), params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), *both)
+
+
+@pytest.mark.parametrize("padded_readout", [False, True])
+def test_mlp_by_hand(key, pairs, padded_readout):
+    model = pair_networks.PairMLP(ORDER, 24, padded_readout=padded_readout)
     variables = doubled(model.init(key, pairs))
     left, right, readout = (np.asarray(variables["params"][n]) for n in NAMES)
     expected = [np.square(left[a] + right[b]) @ readout for a, b in np.asarray(pairs)]

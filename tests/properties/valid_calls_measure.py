@@ -189,6 +189,7 @@ CALLS = {
     gram.checked: lambda: dict(params=PARAMS, x1=X, x2=X, outputs="mean"),
     gram.check_params: lambda: dict(params=PARAMS),
     gram.checked_batch_size: lambda: dict(batch_size=2, entries=2),
+    grokking.accuracy: lambda: dict(logits=CURVES, labels=np.arange(len(CURVES))),
     grokking.first_crossing: lambda: dict(
         steps=STEPS, values=CURVES, threshold=0.7, direction="above"
     ),

@@ -188,6 +188,7 @@ CALLS = {
         first_std=0.5,
         readout_std=0.5,
         factored=True,
+        padded_readout=True,
         pairs=PAIRS,
     ),
     pair_networks.pair_tokens: lambda: dict(pairs=PAIRS, order=3),
