@@ -37,15 +37,15 @@ LAW = 0.5, 4.0  # the decays over which an exponent is asked for; below, the cur
 @dataclasses.dataclass(frozen=True)
 class Config:
     train_fractions: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7)
-    weight_decays: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # decoupled, of AdamW
+    weight_decays: tuple[float, ...] = (0.0, 0.7, 2.0, 4.0)  # decoupled, of AdamW
     table: str = "addition"  # or "random" products, for the control
     modulus: int = 31
     width: int = 128
     first_std: float = 0.25
     learning_rate: float = 5e-3
-    num_steps: int = 1500
-    num_times: int = 100
-    num_seeds: int = 8
+    num_steps: int = 1500  # least data generalises after up to 1050 at the second strongest decay
+    num_times: int = 60
+    num_seeds: int = 10
     seed: int = 1
 
     def __post_init__(self):
@@ -79,41 +79,52 @@ def run(config: Config) -> Result:
     """Train one network in each cell for each seed: the same start in all cells."""
     times = np.unique([0, *np.geomspace(5, config.num_steps, config.num_times).astype(int)])
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    # Their draws take longer to compile than the training: once for all shares.
+    tables, starts = parallel.ensemble(lambda key: draw(config, key), keys)
     decays = jnp.array(config.weight_decays)
-    members = jnp.repeat(keys, len(decays)), jnp.tile(decays, config.num_seeds)
-    shape = (config.num_seeds, len(decays), -1)
     columns = []
-    for fraction in config.train_fractions:  # a share has its own number of pairs
-        found = parallel.ensemble(
-            lambda member, fraction=fraction: train(config, fraction, times, *member), members
-        )
-        columns.append([leaf.reshape(shape) for leaf in found])
+    for table in tables:  # a share has its own number of pairs
+        of_seed = lambda member: jax.vmap(lambda w: train(config, times, *member, w))(decays)
+        # Side by side only the few networks of a seed: what more would compute leaves the cache.
+        columns.append(parallel.ensemble(of_seed, (table, starts), batching="map"))
     return Result(times, *(jnp.stack(leaves, axis=1) for leaves in zip(*columns, strict=True)))
 
 
-def train(config: Config, fraction: float, times, key: Array, weight_decay: Array):
-    """Return training and test accuracy (T,) of one network, trained full batch."""
+def network(config: Config) -> pair_networks.PairMLP:
+    return pair_networks.PairMLP(
+        config.modulus, config.width, first_std=config.first_std, padded_readout=True
+    )
+
+
+def draw(config: Config, key: Array) -> tuple[list[algorithmic.Table], Params]:
+    """Return the table split at each of the shares, the smaller within the larger, and a start."""
     split_key, product_key, network_key = jax.random.split(key, 3)
     products = jnp.asarray(algorithmic.cyclic_group(config.modulus))
     if config.table == "random":
         products = jax.random.randint(product_key, products.shape, 0, config.modulus)
-    table = algorithmic.split_table(split_key, products, fraction)
-    model = pair_networks.PairMLP(config.modulus, config.width, first_std=config.first_std)
+    split = lambda share: algorithmic.split_table(split_key, products, share)
+    tables = [split(share) for share in config.train_fractions]
+    return tables, network(config).init(network_key, tables[0].train_pairs)
+
+
+def train(config: Config, times, table: algorithmic.Table, start: Params, weight_decay: Array):
+    """Return training and test accuracy (T,) of one network, trained full batch."""
+    model = network(config)
     targets = jax.nn.one_hot(table.train_products, config.modulus)
 
     def loss(params: Params) -> Array:
         return jnp.mean(jnp.sum((model.apply(params, table.train_pairs) - targets) ** 2, axis=1))
 
     def measure(state: step.TrainState) -> tuple[Array, Array]:
-        right = lambda pairs, answers: jnp.mean(
-            jnp.argmax(model.apply(state.params, pairs), axis=1) == answers
+        accuracy = lambda pairs, answers: grokking.accuracy(
+            model.apply(state.params, pairs), answers
         )
-        return (right(table.train_pairs, table.train_products),
-                right(table.test_pairs, table.test_products))  # fmt: skip
+        return (accuracy(table.train_pairs, table.train_products),
+                accuracy(table.test_pairs, table.test_products))  # fmt: skip
 
     optimiser = optax.adamw(config.learning_rate, b2=0.98, weight_decay=weight_decay)
-    start = step.initial_state(model.init(network_key, table.train_pairs), optimiser)
-    return trajectory.record(step.optax_step(loss, optimiser), start, measure, times=times)
+    state = step.initial_state(start, optimiser)
+    return trajectory.record(step.optax_step(loss, optimiser), state, measure, times=times)
 
 
 def delays(result: Result) -> np.ndarray:
@@ -140,18 +151,18 @@ def check(config: Config, result: Result) -> list[checks.Check]:
                      role="precondition", why="else raise num_steps or lower the decays"),
         checks.above("delay / that at the next stronger decay, least of all cells",
                      by_decay.estimate, 1.02, interval=(by_decay.lower, by_decay.upper),
-                     why="it falls; cells that are alike have 1, pilots from 1.12"),
+                     why="it falls; cells that are alike have 1, pilots from 1.29"),
         checks.above("delay / that with the next larger share, least of all cells",
                      by_data.estimate, 1.02, interval=(by_data.lower, by_data.upper),
-                     why="it falls; pilots from 1.28"),
+                     why="it falls; pilots from 1.46"),
         checks.between("exponent of the delay in the decay, half of the table", slope.estimate,
                        -1.3, -0.8, interval=(slope.lower, slope.upper),
-                       why="about -1; proven elsewhere; pilots -1.01 to -1.04"),
+                       why="about -1; proven elsewhere; pilots -1.01 to -1.05"),
         checks.above("exponent with most data less that at half of the table, mean",
-                     np.mean(most - slopes), 0.1, why="flatter; pilots 0.39 to 0.47"),
+                     np.mean(most - slopes), 0.1, why="flatter; pilots 0.33 to 0.42"),
         checks.below("exponent with least data less that at half, two strongest decays, mean",
                      np.mean(strongest[0] - strongest[1]), -0.3,
-                     why="steeper; pilots -0.8 to -1.1"),
+                     why="steeper; pilots -0.8 to -1.0"),
         checks.above("share that generalises: most data, no decay", generalised[-1, 0], 1,
                      why="enough data need no decay"),
         checks.above("share that generalises: 60 % of the table, no decay", generalised[enough, 0],
@@ -230,11 +241,13 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(weight_decays=(0.0, 0.5, 2.0, 4.0), num_seeds=6),
+    smoke=dict(train_fractions=(0.4, 0.5, 0.6), num_steps=1300, num_seeds=6),
     paper=dict(modulus=97, width=500, num_steps=20_000, num_seeds=8),
     controls={
         "random products": contract.Control(
-            dict(table="random", train_fractions=(0.4, 0.7), weight_decays=(0.0, 1.0, 4.0)),
+            # Twice the steps that addition takes to be learned in the cells that are broken.
+            dict(table="random", train_fractions=(0.4, 0.7), weight_decays=(0.0, 0.7, 4.0),
+                 num_steps=600, num_seeds=5),
             breaks={
                 "share that generalises: most data, no decay": "below",
                 "share that generalises: least data, most decay": "below",
@@ -242,7 +255,7 @@ EXPERIMENT = contract.Experiment(
             why="a table without structure has nothing to generalise to",
         )
     },
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     runner.main(EXPERIMENT)

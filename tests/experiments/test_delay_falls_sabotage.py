@@ -33,7 +33,7 @@ def test_decays_in_another_order(claim):
 
 
 def test_shares_in_another_order(claim):
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[3, 2, 1, 0]))
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[2, 1, 0]))
     assert verdict == "fails"
     assert {BY_DATA, "share that generalises: most data, no decay"} <= red
 
@@ -46,14 +46,14 @@ def test_decays_that_change_places_or_are_alike(claim, decays):
 
 
 def test_the_law_of_more_data(claim):
-    """At 70 % the delay falls too, but not as 1/decay."""
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[0, 3, 2, 3]))
+    """At 60 % the delay falls too, but not as 1/decay."""
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[0, 2, 2]))
     assert verdict == "fails"
     assert {EXPONENT, FLATTER} <= red
 
 
 def test_the_same_law_with_little_data(claim):
-    verdict, red = claim.judge(**cells(claim.main.result, shares=[1, 1, 2, 3]))
+    verdict, red = claim.judge(**cells(claim.main.result, shares=[1, 1, 2]))
     assert verdict == "fails"
     assert STEEPER in red
 
@@ -80,7 +80,10 @@ def test_sixty_percent_that_are_not_enough_without_decay(claim):
     accuracy[0, 2, 0] = 0.03
     verdict, red = claim.judge(test_accuracy=accuracy)
     assert verdict == "fails"
-    assert red == {"share that generalises: 60 % of the table, no decay"}
+    assert red == {
+        "share that generalises: 60 % of the table, no decay",
+        "share that generalises: most data, no decay",  # the same share here
+    }
 
 
 def test_networks_that_do_not_fit_are_void(claim):
