@@ -80,8 +80,8 @@ class PairMLP(nn.Module):
             embedding = self.param("embedding", initializers.normal(1.0), shape)
         hidden = self.activation(self._pre_activations(pairs, left, right, embedding))
         if self.padded_readout:
-            rows = jnp.pad(readout.T, ((0, 1), (0, 0)))  # (G + 1, W)
-            return jnp.einsum("nw,gw->ng", hidden, rows)[:, :-1]
+            padded = jnp.pad(readout.T, ((0, 1), (0, 0)))  # (G + 1, W)
+            return jnp.einsum("nw,gw->ng", hidden, padded)[:, :-1]
         return hidden @ readout
 
     def _pre_activations(
