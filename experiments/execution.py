@@ -57,9 +57,9 @@ def cache_directory() -> Path:
 
 
 def prepare_jax() -> None:
-    """Let JAX keep its compiled programs between processes."""
+    """Let JAX keep its compiled programs between processes, small ones too."""
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def compute(
