@@ -11,6 +11,7 @@ Reference  Kumar et al. 2024, arXiv:2310.06110, polynomial regression; the recur
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -107,19 +108,22 @@ def target(inputs: Array, teacher: Array) -> Array:
 
 
 def every_seed_and_width(function, config: Config):
-    """Return `function(key, width)` of all pairs, leaves (S, C, ...)."""
+    """Return `function(key, width, output scale, cubic, signs)` of all, leaves (S, C, ...)."""
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     shape = config.num_seeds, len(config.widths)
-    pairs = jnp.repeat(keys, shape[1]), jnp.tile(jnp.array(config.widths), shape[0])
-    found = parallel.ensemble(lambda pair: function(*pair), pairs)
+    # Numbers, so that the claim and its controls are one program.
+    settings = (config.output_scale, config.cubic, config.test_inputs == "signs")
+    settings = [jnp.full(shape[0] * shape[1], setting) for setting in settings]
+    members = jnp.repeat(keys, shape[1]), jnp.tile(jnp.array(config.widths), shape[0]), *settings
+    found = parallel.ensemble(lambda member: function(*member), members)
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
 
 def predict(config: Config) -> Prediction:
     """Advance the two moments; no weight is trained and no test input drawn."""
-    scale, curvature = config.output_scale, config.curvature
+    curvature = config.curvature
 
-    def one(key, width) -> Prediction:
+    def one(key, width, scale, *_) -> Prediction:
         teacher, inputs, weights, _ = draw(key, config)
         weights *= (jnp.arange(len(weights)) < width)[:, None]
         start = lazy_rich.WeightMoments(weights.sum(axis=0) / width, weights.T @ weights / width)
@@ -146,33 +150,36 @@ def predict(config: Config) -> Prediction:
         # left may grow by a factor of 1e7 (one network in a thousand) before the teacher is found.
         noise = jax.random.normal(jax.random.fold_in(key, 1), start.second.shape)
         moved = start._replace(second=start.second + NUDGE * (noise + noise.T) / 2**0.5)
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), start, moved)
         follow = lambda state: trajectory.record(advance, state, measure, times=config.times())
-        course, other = follow(start), follow(moved)
-        return Prediction(*course, jnp.abs(other[1] - course[1]).max() / NUDGE)
+        courses = jax.vmap(follow)(both)
+        amplification = jnp.abs(courses[1][1] - courses[1][0]).max() / NUDGE
+        return Prediction(*(leaf[0] for leaf in courses), amplification)
 
     return every_seed_and_width(one, config)
 
 
 def run(config: Config) -> Result:
-    trained = every_seed_and_width(lambda key, width: train(key, width, config), config)
+    trained = every_seed_and_width(functools.partial(train, config=config), config)
     return Result(config.times(), *trained)
 
 
-def train(key: Key, width: Array, config: Config) -> tuple[Array, ...]:
+def train(key: Key, width, scale, cubic, signs, *, config: Config) -> tuple[Array, ...]:
     """Train a network of `width` units; the units beyond it have no part in the output."""
     teacher, inputs, start, test_key = draw(key, config)
     present = jnp.arange(len(start)) < width
 
     def network(weights, inputs):
         h = inputs @ weights.T  # (inputs, N)
-        units = h + config.curvature * h**2 / 2 + config.cubic * h**3 / 6
-        return config.output_scale * jnp.sum(units * present, axis=1) / width
+        units = h + config.curvature * h**2 / 2 + cubic * h**3 / 6
+        return scale * jnp.sum(units * present, axis=1) / width
 
     def loss(weights):
         return jnp.mean((network(weights, inputs) - aim) ** 2) / 2
 
     shape = (config.num_test, config.input_dim)
-    test_inputs = TEST_INPUTS[config.test_inputs](test_key, shape) / config.input_dim**0.5
+    drawn = [TEST_INPUTS[name](test_key, shape) for name in ("signs", "gaussian")]
+    test_inputs = jnp.where(signs, *drawn) / config.input_dim**0.5
     # The function learnt is the output minus the one at the start.
     aim, test_aim = (network(start, x) + target(x, teacher) for x in (inputs, test_inputs))
 
@@ -186,7 +193,7 @@ def train(key: Key, width: Array, config: Config) -> tuple[Array, ...]:
         return mean, second, train_loss, jnp.mean(square), standard_error, alignment
 
     # The recursion's learning rate is that of one unit: N times that of their mean.
-    descent = optax.sgd(config.step_size / config.output_scale**2 * width)
+    descent = optax.sgd(config.step_size / scale**2 * width)
     state, update = step.initial_state(start, descent), step.optax_step(loss, descent)
     return trajectory.record(update, state, measure, times=config.times())
 
