@@ -109,14 +109,14 @@ def regress(features, order, tail, law, scale, config: Config) -> Result:
     nugget, hidden = tail * law.traces[-1], tail * law.powers[-1]
     values, vectors = jnp.linalg.eigh((features * eigenvalues) @ features.T)
     map_back = eigenvalues[:, None] * (features.T @ vectors)  # (M, N): c from (s + τ + δ)^-1 y
-    gram, overlap = map_back.T @ map_back, map_back.T @ target
+    lengths, overlap = jnp.sum(map_back**2, axis=0), map_back.T @ target
     labels = vectors.T @ (features @ target)
 
     def errors(ridge: Array) -> tuple[Array, ...]:
         inverse = 1 / (values + nugget + ridge)
         weights = inverse * labels
-        bias = jnp.sum(target**2) - 2 * overlap @ weights + weights @ gram @ weights
-        variance = 1 + jnp.sum(inverse**2 * jnp.diagonal(gram))
+        bias = jnp.sum(target**2) - 2 * overlap @ weights + jnp.sum((map_back @ weights) ** 2)
+        variance = 1 + jnp.sum(inverse**2 * lengths)
         train = jnp.mean((ridge * weights) ** 2), jnp.mean((ridge * inverse) ** 2)
         return bias + hidden * variance, variance, train[0] + hidden * train[1], train[1]
 
