@@ -100,7 +100,9 @@ def training(config: Config, key: Array, weight_decay: Array) -> long_runs.Train
     if config.table == "random":
         products = jax.random.randint(product_key, products.shape, 0, config.modulus)
     table = algorithmic.split_table(split_key, products, config.train_fraction)
-    model = pair_networks.PairMLP(config.modulus, config.width, first_std=config.first_std)
+    model = pair_networks.PairMLP(
+        config.modulus, config.width, first_std=config.first_std, padded_readout=True
+    )
     targets = jax.nn.one_hot(table.train_products, config.modulus)
 
     def loss(params: Params) -> Array:
@@ -108,7 +110,7 @@ def training(config: Config, key: Array, weight_decay: Array) -> long_runs.Train
 
     def measure(state: step.TrainState) -> tuple[Array, ...]:
         def accuracy(pairs: Array, answers: Array) -> Array:
-            return jnp.mean(jnp.argmax(model.apply(state.params, pairs), axis=1) == answers)
+            return grokking.accuracy(model.apply(state.params, pairs), answers)
 
         weights = state.params["params"]
         vectors = jnp.stack([weights["left"].T, weights["right"].T, weights["readout"]])

@@ -168,7 +168,7 @@ def train(config: Config, optimiser: str, drawn, settings: Array):
 @functools.lru_cache(maxsize=8)  # the controls call what the claim has compiled
 def make_training(name, modulus, width, first_std, orthogonalisation_steps, slowdown, times):
     """Return `one(((table, start), setting))`: accuracies (T,) of a network in training."""
-    model = pair_networks.PairMLP(modulus, width, first_std=first_std)
+    model = pair_networks.PairMLP(modulus, width, first_std=first_std, padded_readout=True)
 
     def one(member) -> tuple[Array, Array]:
         (table, params), setting = member
@@ -179,11 +179,11 @@ def make_training(name, modulus, width, first_std, orthogonalisation_steps, slow
             return jnp.mean(jnp.sum(errors**2, axis=1))
 
         def measure(state: step.TrainState) -> tuple[Array, Array]:
-            right = lambda pairs, answers: jnp.mean(
-                jnp.argmax(model.apply(state.params, pairs), axis=1) == answers
+            accuracy = lambda pairs, answers: grokking.accuracy(
+                model.apply(state.params, pairs), answers
             )
-            trained = right(table.train_pairs, table.train_products)
-            return trained, right(table.test_pairs, table.test_products)
+            trained = accuracy(table.train_pairs, table.train_products)
+            return trained, accuracy(table.test_pairs, table.test_products)
 
         rule = update_rule(name, orthogonalisation_steps, slowdown, *setting)
         start = step.initial_state(params, rule)
