@@ -273,7 +273,8 @@ EXPERIMENT = contract.TheoryCheck(
     paper=dict(widths=(512, 512), num_steps=20_000, num_seeds=10),
     controls={
         "decay on the hidden weights": contract.Control(
-            dict(decayed="hidden weights", num_seeds=2),
+            # Shorter: the errors it ends with are within 1 % of those after 4000 steps (pilot 101).
+            dict(decayed="hidden weights", num_seeds=2, num_steps=2000),
             breaks={
                 "classifier rows, largest relative error of a squared length": "above",
                 "class means, largest relative error of a squared length": "above",

@@ -46,7 +46,7 @@ class Config:
     learning_rate: float = 5e-3
     num_steps: int = 1500  # least data generalises after up to 1050 at the second strongest decay
     num_times: int = 60
-    num_seeds: int = 10
+    num_seeds: int = 8
     seed: int = 1
 
     def __post_init__(self):
@@ -244,7 +244,7 @@ EXPERIMENT = contract.Experiment(
     run,
     check,
     plot,
-    smoke=dict(train_fractions=(0.4, 0.5, 0.6), num_steps=1300, num_seeds=6),
+    smoke=dict(train_fractions=(0.4, 0.5, 0.6), num_steps=1300, num_seeds=5),
     paper=dict(modulus=97, width=500, num_steps=20_000, num_seeds=8),
     controls={
         "random products": contract.Control(
