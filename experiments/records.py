@@ -33,6 +33,7 @@ _KINDS = {
 }
 _SECONDS = ("compile", "run", "total")
 _PROVENANCE = "provenance"
+_PARTIAL = ".partial"  # ends the name of what is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
+            dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
         )
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -109,19 +110,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 def exclusive(paths: Paths) -> Iterator[None]:
     """Hold the claim's lock, so that two runs into one folder never mix.
 
+    What a run that was killed within a write has left half-written is removed.
+
     Raises:
-        CallError: another process holds it, or the folder cannot be written.
+        CallError: another process holds it, or the folder cannot be written or locked.
     """
     handle = _opened_lock(paths)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             message = (
                 f"--out={paths.out}: another run is writing {paths.slug} there; "
                 "wait for it or give another folder"
             )
             raise CallError(message) from error
+        except OSError as error:  # some network file systems
+            message = (
+                f"--out={paths.out}: files cannot be locked there ({error.strerror}); "
+                "give a folder on another file system"
+            )
+            raise CallError(message) from error
+        for leftover in paths.folder.glob(f".{paths.slug}.*{_PARTIAL}"):
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)

@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from experiments import (
 
 FOLDER = Path("results/sweep")  # where no other is given
 Cell = Mapping[str, str]  # Config field: its value, as a flag would give it
+MOST_CELLS = 100_000  # each is a folder with a record of its own
 MOST_MEMBERS = 64  # configurations in one call of a shared program: memory stays bounded
 
 
@@ -56,20 +59,26 @@ def grid(sweeps: Sequence[str], seeds: str | None) -> tuple[dict[str, list[str]]
             raise contract.CallError(message)
         axes["seed"] = [str(seed) for seed in _seeds(seeds)]
     for field, found in axes.items():
-        if twice := sorted({value for value in found if found.count(value) > 1}):
+        if twice := sorted(value for value, count in Counter(found).items() if count > 1):
             message = f"--sweep={field}={','.join(found)}: {twice[0]} twice; give each value once"
             raise contract.CallError(message)
+    if (cells := math.prod(map(len, axes.values()))) > MOST_CELLS:
+        message = f"--sweep, --seeds: {cells} runs; give at most {MOST_CELLS}"
+        raise contract.CallError(message)
     return axes, [dict(zip(axes, cell, strict=True)) for cell in itertools.product(*axes.values())]
 
 
-def _seeds(text: str) -> list[int]:
+def _seeds(text: str) -> Sequence[int]:
     first, colon, end = text.partition(":")
     try:
-        found = list(range(int(first or 0), int(end))) if colon else [*map(int, text.split(","))]
+        found = range(int(first or 0), int(end)) if colon else [*map(int, text.split(","))]
     except ValueError:
         found = []
     if not found:
         message = f"--seeds={text}: give FIRST:END with END above FIRST, or seeds as in 1,2,3"
+        raise contract.CallError(message)
+    if colon and found.stop - found.start > MOST_CELLS:  # before a list is made of them
+        message = f"--seeds={text}: give at most {MOST_CELLS} of them"
         raise contract.CallError(message)
     return found
 

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -250,3 +251,27 @@ def test_two_runs_into_one_folder_do_not_mix(tmp_path):
         other.kill()
         other.wait()
     enter(paths(tmp_path))  # the lock of a killed process is free
+
+
+def test_what_a_kill_within_a_write_has_left_is_removed(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from experiments import records;"
+        "os.replace = lambda *_: os.kill(os.getpid(), 9);"
+        "records.write_atomically(Path(sys.argv[1]), b'half')"
+    )
+    where = paths(tmp_path)
+    subprocess.run([sys.executable, "-c", code, str(where.record)], check=False)
+    beside = where.folder / ".another.json.x.partial"  # of a claim that may be running
+    beside.touch()
+    assert len(list(where.folder.glob(".*.partial"))) == 2
+    enter(where)
+    assert list(where.folder.glob(".*.partial")) == [beside]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(contract.CallError, match="cannot be locked"):
+        enter(paths(tmp_path))
