@@ -1,6 +1,7 @@
 """Arrows point one way: who may import whom, read from the imports themselves."""
 
 import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -34,6 +35,7 @@ ARROWS = {
 }
 
 
+@functools.cache  # each file is asked about for every claim
 def imports(path):
     """Return every module that a file imports, at its top or inside a function."""
     found = set()
