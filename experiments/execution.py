@@ -23,6 +23,7 @@ from experiments import (
     doctor,
     memory,
     preemption,
+    program_cache,
     provenance,
     records,
 )
@@ -57,9 +58,8 @@ def cache_directory() -> Path:
 
 
 def prepare_jax() -> None:
-    """Let JAX keep its compiled programs between processes, small ones too."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """Let JAX keep its compiled programs between processes."""
+    program_cache.keep(cache_directory() / "compiled")
 
 
 def compute(
