@@ -13,7 +13,8 @@ _ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how an entry begins where JAX has found that
 
 def keep(folder: Path) -> None:
     """Let JAX keep its compiled programs in `folder`, the small ones too."""
-    drop_torn(folder)
+    if jax.config.jax_compilation_cache_dir != str(folder):  # once in a process
+        drop_torn(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

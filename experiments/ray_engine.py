@@ -256,7 +256,7 @@ def _files(below: Path, out: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(below.rglob("*"))
-        if path.is_file() and path.suffix not in (".lock", ".partial")
+        if path.is_file() and path.suffix not in (".lock", records.PARTIAL)
     }
 
 

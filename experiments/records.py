@@ -20,6 +20,7 @@ from experiments import checks
 from experiments.contract import CallError
 
 SCHEMA = 1
+PARTIAL = ".partial"  # ends the name of what is being written
 KEYS = (
     "schema slug tree theme title paper_ids verdict checks config preset seed num_seeds seconds "
     "peak_memory_mb platform device_count precision matmul_precision versions commit "
@@ -33,7 +34,6 @@ _KINDS = {
 }
 _SECONDS = ("compile", "run", "total")
 _PROVENANCE = "provenance"
-_PARTIAL = ".partial"  # ends the name of what is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
+            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL
         )
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -131,8 +131,9 @@ def exclusive(paths: Paths) -> Iterator[None]:
                 "give a folder on another file system"
             )
             raise CallError(message) from error
-        for leftover in paths.folder.glob(f".{paths.slug}.*{_PARTIAL}"):
-            leftover.unlink(missing_ok=True)
+        for leftover in paths.folder.glob(f".{paths.slug}.*{PARTIAL}"):
+            with contextlib.suppress(OSError):  # another user's
+                leftover.unlink()
         yield
     finally:
         os.close(handle)
