@@ -67,6 +67,10 @@ class Config:
         decays = np.array(self.weight_decays)
         return (decays >= LAW[0]) & (decays <= LAW[1])
 
+    def nearest(self, share: float) -> int:
+        """Return which share of the table is nearest to this one."""
+        return int(np.argmin(np.abs(np.array(self.train_fractions) - share)))
+
 
 class Result(NamedTuple):
     """S seeds, F shares of the table, L weight decays, T times."""
@@ -139,8 +143,7 @@ def check(config: Config, result: Result) -> list[checks.Check]:
     delay = delays(result)
     fitted = np.asarray(grokking.first_crossing(result.step, result.train_accuracy, THRESHOLD))
     by_decay, by_data = (least_fall(np.moveaxis(delay, axis, -1)) for axis in (2, 1))
-    nearest = lambda share: int(np.argmin(np.abs(np.array(config.train_fractions) - share)))
-    half, enough = nearest(0.5), nearest(0.6)
+    half, enough = config.nearest(0.5), config.nearest(0.6)
     decays, law = np.array(config.weight_decays), config.in_law()
     slopes = statistics.log_log_slope(decays[law], delay[:, half, law])
     slope = statistics.mean_interval(slopes)
@@ -228,8 +231,11 @@ def plot(config: Config, result: Result, figure) -> None:
             label = f"{config.train_fractions[f]:.0%}"
             plotting.points(lines, decays[seen], delay[:, f, seen], spread="log", label=label,
                             **style)  # fmt: skip
-    guide = np.array([decays[decays > 0].min(), decays.max()])
-    plotting.theory(lines, guide, 310 / guide, label="∝ 1/decay")  # near half of the table
+    half = medians[config.nearest(0.5)]
+    law = config.in_law() & np.isfinite(half)
+    if law.any():  # through the middle of what it is compared with
+        guide, level = decays[config.in_law()], np.exp(np.mean(np.log(decays[law] * half[law])))
+        plotting.theory(lines, guide, level / guide, label="∝ 1/decay")
     lines.set(xscale="log", yscale="log", xlabel="weight decay", ylabel="delay in steps")
     lines.set_xticks(decays[decays > 0], [f"{decay:g}" for decay in decays[decays > 0]])
     lines.minorticks_off()

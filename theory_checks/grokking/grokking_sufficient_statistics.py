@@ -262,7 +262,7 @@ def plot(config: Config, prediction: Prediction, result: Result, figure) -> None
     errors.set(yscale="log", ylabel="error of the second moment")
     errors.legend(loc="center left")
     for axes in panels.flat:
-        axes.set(xscale="symlog", xlim=(0, config.num_steps), xlabel="step")
+        axes.set(xscale="symlog", xlim=(-0.15, config.num_steps), xlabel="step")
     plotting.label_panels(panels)
 
 
